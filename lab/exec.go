@@ -1,0 +1,147 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// execTimeout bounds an Exec whose context has no deadline.
+const execTimeout = 2 * time.Minute
+
+// Cmd is a command on a host. Set the streams before Start. When its context
+// ends it is killed with everything it started.
+type Cmd struct {
+	// Stdin, Stdout and Stderr are as in exec.Cmd; a terminal may be passed
+	// through.
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	// Env is added to the host's: HOME=/root, the usual PATH, LANG=C.UTF-8 and
+	// TERM.
+	Env []string
+
+	ctx    context.Context
+	host   *Host
+	argv   []string
+	cmd    *exec.Cmd
+	cgroup string
+}
+
+// Command prepares a command on the host. It runs as root, in a cgroup of its
+// own outside any unit.
+func (h *Host) Command(ctx context.Context, argv ...string) *Cmd {
+	return &Cmd{ctx: ctx, host: h, argv: argv}
+}
+
+// Start starts the command. Wait must follow.
+func (c *Cmd) Start() error {
+	if err := c.start(); err != nil {
+		return fmt.Errorf("run %q on %s: %w", c.argv, c.host.name, err)
+	}
+	return nil
+}
+
+func (c *Cmd) start() error {
+	if len(c.argv) == 0 {
+		return errors.New("no command")
+	}
+	run := c.host.running()
+	if run == nil {
+		return errors.New("the host is off")
+	}
+	c.host.mu.Lock()
+	run.execs++
+	c.cgroup = filepath.Join(run.cgroup, fmt.Sprintf("lab-exec-%d", run.execs))
+	c.host.mu.Unlock()
+	if err := os.Mkdir(c.cgroup, 0o755); err != nil {
+		return err
+	}
+	dir, err := os.Open(c.cgroup)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	term := os.Getenv("TERM")
+	if term == "" {
+		term = "dumb"
+	}
+	args := []string{"--target", fmt.Sprint(run.cmd.Process.Pid), "--all", "--", "env", "-i",
+		"HOME=/root", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "TERM=" + term}
+	args = append(append(args, c.Env...), c.argv...)
+	c.cmd = exec.CommandContext(c.ctx, "nsenter", args...)
+	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = c.Stdin, c.Stdout, c.Stderr
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	c.cmd.Cancel = c.kill
+	// What the command left running may hold the pipes.
+	c.cmd.WaitDelay = time.Second
+	if err := c.cmd.Start(); err != nil {
+		return errors.Join(err, removeCgroup(c.cgroup))
+	}
+	return nil
+}
+
+// kill ends the command and what it started.
+func (c *Cmd) kill() error {
+	err := os.WriteFile(filepath.Join(c.cgroup, "cgroup.kill"), []byte("1"), 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return os.ErrProcessDone
+	}
+	return err
+}
+
+// Wait waits for the command's end. The error of one that ran and failed wraps
+// *exec.ExitError; a command killed with its host ends so too.
+func (c *Cmd) Wait() error {
+	err := c.cmd.Wait()
+	// Refused while something the command left in the background still runs: the
+	// host's end removes it then.
+	_ = os.Remove(c.cgroup)
+	if err != nil {
+		if cause := context.Cause(c.ctx); cause != nil {
+			err = errors.Join(cause, err)
+		}
+		return fmt.Errorf("run %q on %s: %w", c.argv, c.host.name, err)
+	}
+	return nil
+}
+
+// Run is Start and Wait.
+func (c *Cmd) Run() error {
+	if err := c.Start(); err != nil {
+		return err
+	}
+	return c.Wait()
+}
+
+// Signal sends a signal to every process of the command.
+func (c *Cmd) Signal(sig os.Signal) error { return c.cmd.Process.Signal(sig) }
+
+// Exec runs a command on the host as root and returns its standard output. The
+// error of a command that failed wraps *exec.ExitError and ends with what it
+// wrote to standard error. Without a deadline in ctx it is killed after two
+// minutes.
+func (h *Host) Exec(ctx context.Context, argv ...string) (string, error) {
+	return h.output(ctx, argv...)
+}
+
+func (h *Host) output(ctx context.Context, argv ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, execTimeout)
+	defer cancel()
+	cmd := h.Command(ctx, argv...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	if text := strings.TrimSpace(stderr.String()); err != nil && text != "" {
+		err = fmt.Errorf("%w: %s", err, tail(text, 20))
+	}
+	return stdout.String(), err
+}
