@@ -181,7 +181,9 @@ type Tracker struct {
 
 	commands []blixard.Command
 	events   []blixard.Event
-	changed  bool
+	// touched is the system's VMs whose unit started or stopped.
+	touched []string
+	changed bool
 }
 
 // New makes a Tracker that knows nothing yet.
@@ -316,6 +318,15 @@ func (t *Tracker) SetDefinitions(now time.Time, defs map[string]Definition, comp
 		}
 	}
 	t.changed = true
+}
+
+// FilesUnknown tells that the host's files cannot be read: what they said last
+// stands, and nothing can be said to be missing.
+func (t *Tracker) FilesUnknown(reason string) {
+	if t.filesComplete || t.filesReason != reason {
+		t.filesKnown, t.filesComplete, t.filesReason = true, false, reason
+		t.changed = true
+	}
 }
 
 // SetDefinition tells what the host's files define of one VM now.
@@ -510,6 +521,14 @@ func (t *Tracker) Sighted(now time.Time, manager string, names []string, reason 
 		v.present()
 		t.update(now, v)
 	}
+}
+
+// Touched returns the names of the system's VMs whose files are worth reading
+// again, since their service was started or stopped, and forgets them.
+func (t *Tracker) Touched() []string {
+	names := t.touched
+	t.touched = nil
+	return names
 }
 
 // Tick lets time pass: windows close and what is not confirmed becomes unknown.

@@ -208,6 +208,9 @@ func (t *Tracker) update(now time.Time, v *vm) {
 	if !v.status.Equal(was) || v.definition != wasDef {
 		v.dirty = true
 	}
+	if v.manager == blixard.SystemManager && (was.State != v.status.State || was.InvocationID != v.status.InvocationID) {
+		t.touched = append(t.touched, v.name)
+	}
 	returned := v.staleSince != nil && !v.missing
 	if returned {
 		v.staleSince, v.dirty = nil, true

@@ -1,0 +1,94 @@
+package monitor
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/blixard/blixard/correlate"
+)
+
+// View is what the host is known to be at one moment. It never changes.
+type View struct {
+	// Entries are the VMs by name.
+	Entries []correlate.Entry
+	// Managers are the service managers by name.
+	Managers map[string]correlate.ManagerView
+	changed  chan struct{}
+}
+
+// Changed is closed when there is a newer view.
+func (v *View) Changed() <-chan struct{} { return v.changed }
+
+// View is what is known now. It costs nothing and may be called from anywhere.
+func (m *Monitor) View() *View { return m.view.Load() }
+
+// publish makes a new view; only the engine calls it.
+func (m *Monitor) publish() {
+	v := &View{changed: make(chan struct{})}
+	v.Entries, v.Managers = m.tracker.View()
+	close(m.view.Swap(v).changed)
+}
+
+// Status is what the monitor says of itself.
+type Status struct {
+	// SystemdVersion is the host's, empty until it is known.
+	SystemdVersion string
+	// Loaded says that the store's records could be read.
+	Loaded bool
+	// StoreFailing is why the store takes no writes, since StoreSince; empty
+	// when it does.
+	StoreFailing string
+	StoreSince   time.Time
+	// Commands and Events wait to be written.
+	Commands, Events int
+}
+
+// Status may be called from anywhere.
+func (m *Monitor) Status() Status {
+	s := Status{Loaded: m.loaded.Load()}
+	if v := m.systemd.Load(); v != nil {
+		s.SystemdVersion = *v
+	}
+	s.StoreFailing, s.StoreSince = m.writer.status()
+	s.Commands, s.Events = m.box.waiting()
+	return s
+}
+
+// Stuck names a loop that has not moved for longer than d, "" when all move.
+// Reading files does not count: it may hang in the kernel, and is told as such.
+func (m *Monitor) Stuck(d time.Duration) string { return m.beats.stuck(d) }
+
+// beat is the last time a loop moved, by the monotonic clock.
+type beat struct {
+	name  string
+	start time.Time
+	at    atomic.Int64
+}
+
+func (b *beat) now() { b.at.Store(int64(time.Since(b.start))) }
+
+// beats are the beats of all loops.
+type beats struct {
+	mu  sync.Mutex
+	all []*beat
+}
+
+func (bs *beats) add(name string) *beat {
+	b := &beat{name: name, start: time.Now()}
+	bs.mu.Lock()
+	defer bs.mu.Unlock()
+	bs.all = append(bs.all, b)
+	return b
+}
+
+func (bs *beats) stuck(d time.Duration) string {
+	bs.mu.Lock()
+	defer bs.mu.Unlock()
+	for _, b := range bs.all {
+		if time.Since(b.start)-time.Duration(b.at.Load()) > d {
+			return b.name
+		}
+	}
+	return ""
+}
