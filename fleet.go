@@ -89,6 +89,9 @@ type Fleet interface {
 	// removed until it is gone. It returns when the store acknowledged it.
 	RemoveVM(ctx context.Context, ref VMRef) (List[VM], error)
 
+	// AdoptVM records a VM that is there but not recorded, or was removed.
+	AdoptVM(ctx context.Context, ref VMRef) (List[VM], error)
+
 	// Events lists kept events, oldest first.
 	Events(ctx context.Context, q EventQuery) (List[Event], error)
 	// FollowEvents streams every event after q.After (0: from now on), each

@@ -14,6 +14,9 @@ type Entry struct {
 	// Confirmed is when the status was last confirmed for this VM alone, zero
 	// when a complete listing of its manager does it.
 	Confirmed time.Time
+	// Seen says that it was confirmed since the Tracker was made; otherwise
+	// Confirmed is the recorded time, of an earlier life's wall clock.
+	Seen bool
 }
 
 // ManagerView is what is known of a manager.
@@ -42,13 +45,21 @@ func (t *Tracker) View() ([]Entry, map[string]ManagerView) {
 			v.view = t.show(v)
 			v.dirty = false
 		}
-		out = append(out, Entry{VM: v.view, Confirmed: v.confirmed})
+		out = append(out, Entry{VM: v.view, Confirmed: v.confirmed, Seen: v.seen || v.sighted != ""})
 	}
 	managers := make(map[string]ManagerView, len(t.managers))
 	for name, m := range t.managers {
 		managers[name] = ManagerView{Name: name, Listed: m.listed, Lost: m.lost, Reason: m.reason, Hint: m.hint}
 	}
 	return out, managers
+}
+
+// FilesReason is why the host's files are not known whole, "" when they are.
+func (t *Tracker) FilesReason() string {
+	if t.filesComplete {
+		return ""
+	}
+	return t.filesReason
 }
 
 // visible says whether a VM is shown: a removed one only while it runs.

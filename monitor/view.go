@@ -14,6 +14,8 @@ type View struct {
 	Entries []correlate.Entry
 	// Managers are the service managers by name.
 	Managers map[string]correlate.ManagerView
+	// FilesReason is why the host's files are not known whole, "" when they are.
+	FilesReason string
 	changed  chan struct{}
 }
 
@@ -27,6 +29,7 @@ func (m *Monitor) View() *View { return m.view.Load() }
 func (m *Monitor) publish() {
 	v := &View{changed: make(chan struct{})}
 	v.Entries, v.Managers = m.tracker.View()
+	v.FilesReason = m.tracker.FilesReason()
 	close(m.view.Swap(v).changed)
 }
 
