@@ -191,6 +191,9 @@ func New(cfg Config) *Tracker {
 	return &Tracker{cfg: cfg, vms: map[key]*vm{}, managers: map[string]*manager{}}
 }
 
+// SetPolicy changes the policy from now on.
+func (t *Tracker) SetPolicy(cfg Config) { t.cfg = cfg }
+
 // Take hands over what is to be written and forgets it. Before SetRecords there
 // are events but no commands.
 func (t *Tracker) Take() ([]blixard.Command, []blixard.Event) {

@@ -40,12 +40,9 @@ type Store interface {
 
 // Config holds what a Fleet answers from.
 type Config struct {
-	Node blixard.NodeRecord
-	// UnknownAfter is how long the system's manager may be away until the node
-	// sees nothing that counts.
-	UnknownAfter time.Duration
-	Host         Host
-	Store        Store
+	Node  blixard.NodeRecord
+	Host  Host
+	Store Store
 }
 
 // Fleet satisfies blixard.Fleet.
@@ -383,7 +380,7 @@ func (f *Fleet) Cluster(ctx context.Context) (blixard.ClusterStatus, error) {
 	if len(c.Problems) > 0 {
 		c.Status = blixard.Degraded
 	}
-	if m := view.Managers[blixard.SystemManager]; !m.Lost.IsZero() && now.Sub(m.Lost) > f.cfg.UnknownAfter {
+	if m := view.Managers[blixard.SystemManager]; !m.Lost.IsZero() && now.Sub(m.Lost) > status.UnknownAfter {
 		c.Status = blixard.Critical
 	}
 	return c, nil

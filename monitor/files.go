@@ -23,12 +23,10 @@ type reader struct {
 	wake chan struct{}
 	// started is when the reading under way began, zero when there is none.
 	started time.Time
-	// ended is when the last whole reading ended.
-	ended time.Time
 }
 
-func newReader(interval time.Duration, files Files, meter Meter) *reader {
-	return &reader{interval: interval, files: files, meter: meter, again: map[string]bool{}, wake: make(chan struct{}, 1)}
+func newReader(interval time.Duration, files Files, meter Meter, deliver func(context.Context, func(time.Time, *correlate.Tracker)) error) *reader {
+	return &reader{interval: interval, files: files, meter: meter, deliver: deliver, again: map[string]bool{}, wake: make(chan struct{}, 1)}
 }
 
 // Run reads until the context ends.
@@ -54,9 +52,9 @@ func (r *reader) Run(ctx context.Context) error {
 
 func (r *reader) all(ctx context.Context) {
 	start := time.Now()
-	r.mark(start, time.Time{})
+	r.mark(start)
 	defs, complete, reason := r.files.Scan(ctx)
-	r.mark(time.Time{}, time.Now())
+	r.mark(time.Time{})
 	r.meter.Scanned(time.Since(start), complete)
 	r.deliver(ctx, func(now time.Time, t *correlate.Tracker) { t.SetDefinitions(now, defs, complete, reason) })
 }
@@ -67,9 +65,9 @@ func (r *reader) some(ctx context.Context) {
 	r.again = map[string]bool{}
 	r.mu.Unlock()
 	for name := range again {
-		r.mark(time.Now(), time.Time{})
+		r.mark(time.Now())
 		d, ok := r.files.Refresh(ctx, name)
-		r.mark(time.Time{}, time.Time{})
+		r.mark(time.Time{})
 		if ok {
 			r.deliver(ctx, func(now time.Time, t *correlate.Tracker) { t.SetDefinition(now, name, d) })
 		}
@@ -87,13 +85,10 @@ func (r *reader) refresh(name string) {
 	}
 }
 
-func (r *reader) mark(started, ended time.Time) {
+func (r *reader) mark(started time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.started = started
-	if !ended.IsZero() {
-		r.ended = ended
-	}
 }
 
 // hangs says for how long the reading under way takes, 0 when there is none.

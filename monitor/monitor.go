@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -15,25 +17,30 @@ import (
 	"github.com/blixard/blixard/correlate"
 )
 
-// Config holds a monitor's settings and what it works with.
-type Config struct {
-	// Node is this node's record. Its SystemdVersion is filled in when known.
-	Node blixard.NodeRecord
+// Settings are what a running monitor can be given anew.
+type Settings struct {
 	// Interval is the time between complete listings, 1 s at least.
 	Interval time.Duration
 	// UserManagers watches users' managers beside the system's.
 	UserManagers bool
-	// Policy is the Tracker's; its Node is set from Node.
+	// Policy is the Tracker's; its Node is set from Config.Node.
 	Policy correlate.Config
+	Units  Units
+	Files  Files
+}
+
+// Config holds a monitor's settings and what it works with.
+type Config struct {
+	Settings
+	// Node is this node's record.
+	Node blixard.NodeRecord
 	// BufferEvents bounds the events that wait while the store is away.
 	BufferEvents int
 
 	// Dial connects to a manager, "system" or "user:UID", and tells its
 	// version. An *Error with a hint tells what to do when it cannot.
 	Dial  func(ctx context.Context, manager string) (Bus, string, error)
-	Units Units
 	Users Users
-	Files Files
 	Store Store
 	Meter Meter
 	Log   *slog.Logger
@@ -51,28 +58,37 @@ type Monitor struct {
 	inbox  chan func(now time.Time, t *correlate.Tracker)
 	box    *outbox
 	writer *writer
-	reader *reader
 
 	// The engine's own; nobody else touches them.
-	tracker  *correlate.Tracker
-	watchers map[string]*atomic.Bool
-	start    func(manager string)
+	tracker *correlate.Tracker
+	loops   *loops
 
 	view    atomic.Pointer[View]
 	beats   beats
 	systemd atomic.Pointer[string]
 	loaded  atomic.Bool
+	policy  atomic.Pointer[correlate.Config]
+}
+
+// loops are the watchers and the reader of one set of settings.
+type loops struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	reader *reader
+	// watched holds, for each manager that is watched, whether it is known
+	// not to run.
+	watched map[string]*atomic.Bool
+	run     func(f func(context.Context) error)
 }
 
 // New makes a monitor that does nothing until Run.
 func New(cfg Config) *Monitor {
 	cfg.Policy.Node = cfg.Node.Name
 	m := &Monitor{cfg: cfg, inbox: make(chan func(time.Time, *correlate.Tracker), 16), box: newOutbox(cfg.BufferEvents),
-		tracker: correlate.New(cfg.Policy), watchers: map[string]*atomic.Bool{}}
+		tracker: correlate.New(cfg.Policy)}
 	m.writer = &writer{box: m.box, store: cfg.Store, meter: cfg.Meter, log: cfg.Log}
-	m.reader = newReader(cfg.Interval, cfg.Files, cfg.Meter)
-	m.reader.deliver = m.deliver
 	m.view.Store(&View{changed: make(chan struct{})})
+	m.policy.Store(&cfg.Policy)
 	return m
 }
 
@@ -89,15 +105,10 @@ func (m *Monitor) Run(ctx context.Context) error {
 		m.writer.Run(wctx)
 	}()
 
-	m.start = func(manager string) {
-		w := m.watcher(manager)
-		g.Go(func() error { return w.Run(gctx) })
-	}
 	m.box.add(nil, []blixard.Event{{ObservedAt: time.Now(), Node: m.cfg.Node.Name, Type: blixard.EventMonitorStarted, Detail: "version " + m.cfg.Node.Version}})
-	m.watch(blixard.SystemManager)
-	g.Go(func() error { return m.reader.Run(gctx) })
+	m.begin(gctx, g, []string{blixard.SystemManager})
 	g.Go(func() error { return m.load(gctx) })
-	g.Go(func() error { return m.engine(gctx) })
+	g.Go(func() error { return m.engine(gctx, g) })
 	err := g.Wait()
 
 	m.box.add(nil, []blixard.Event{{ObservedAt: time.Now(), Node: m.cfg.Node.Name, Type: blixard.EventMonitorStopped}})
@@ -105,6 +116,33 @@ func (m *Monitor) Run(ctx context.Context) error {
 	stopWriter()
 	<-written
 	return err
+}
+
+// begin starts the loops with the present settings. Only Run, before there is
+// an engine, and then the engine call it.
+func (m *Monitor) begin(ctx context.Context, g *errgroup.Group, managers []string) {
+	lctx, cancel := context.WithCancel(ctx)
+	l := &loops{ctx: lctx, cancel: cancel, watched: map[string]*atomic.Bool{}}
+	l.run = func(f func(context.Context) error) { g.Go(func() error { return f(lctx) }) }
+	l.reader = newReader(m.cfg.Interval, m.cfg.Files, m.cfg.Meter, m.deliver)
+	m.loops = l
+	m.beats.clear()
+	for _, name := range managers {
+		m.watch(name)
+	}
+	l.run(l.reader.Run)
+}
+
+// Reconfigure gives a running monitor new settings. Everything is listed and
+// read anew with them; nothing that is known is forgotten meanwhile.
+func (m *Monitor) Reconfigure(ctx context.Context, s Settings) error {
+	s.Policy.Node = m.cfg.Node.Name
+	return m.deliver(ctx, func(_ time.Time, t *correlate.Tracker) {
+		m.cfg.Settings = s
+		m.policy.Store(&s.Policy)
+		t.SetPolicy(s.Policy)
+		m.loops.cancel()
+	})
 }
 
 // drain waits until nothing waits to be written, or for d.
@@ -142,20 +180,24 @@ func (m *Monitor) load(ctx context.Context) error {
 }
 
 // engine owns the Tracker: it runs what the others deliver and lets time pass.
-func (m *Monitor) engine(ctx context.Context) error {
-	beat := m.beats.add("engine")
+func (m *Monitor) engine(ctx context.Context, g *errgroup.Group) error {
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
 	for {
-		beat.now()
+		m.beats.engine.now()
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-m.loops.ctx.Done():
+			if ctx.Err() != nil {
+				return nil
+			}
+			m.begin(ctx, g, slices.Collect(maps.Keys(m.loops.watched)))
 		case f := <-m.inbox:
 			f(time.Now(), m.tracker)
 		case <-tick.C:
 			now := time.Now()
-			if d := m.reader.hangs(now); d > m.cfg.Interval {
+			if d := m.loops.reader.hangs(now); d > m.cfg.Interval {
 				m.tracker.FilesUnknown(fmt.Sprintf("the state directory has not answered for %s", d.Round(time.Second)))
 			}
 			m.tracker.Tick(now)
@@ -170,8 +212,15 @@ func (m *Monitor) engine(ctx context.Context) error {
 
 // deliver has the engine run f, and returns when it is queued.
 func (m *Monitor) deliver(ctx context.Context, f func(now time.Time, t *correlate.Tracker)) error {
+	// What a loop says after its end is not heard: it may be older than what its
+	// successor says.
+	heard := func(now time.Time, t *correlate.Tracker) {
+		if ctx.Err() == nil {
+			f(now, t)
+		}
+	}
 	select {
-	case m.inbox <- f:
+	case m.inbox <- heard:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -196,32 +245,35 @@ func (m *Monitor) ask(ctx context.Context, f func(now time.Time, t *correlate.Tr
 	}
 }
 
-// watch starts to watch a manager that is not watched yet. Only the engine, and
-// Run before there is one, calls it.
+// watch starts to watch a manager that is not watched yet. The engine calls it.
 func (m *Monitor) watch(manager string) {
-	if _, ok := m.watchers[manager]; ok || manager != blixard.SystemManager && !m.cfg.UserManagers {
+	if _, ok := m.loops.watched[manager]; ok {
 		return
 	}
-	m.watchers[manager] = new(atomic.Bool)
-	m.start(manager)
+	if manager != blixard.SystemManager && !m.cfg.UserManagers {
+		m.tracker.Lost(time.Now(), manager, "users' managers are not watched", "set user_managers in the configuration")
+		return
+	}
+	m.loops.watched[manager] = new(atomic.Bool)
+	m.loops.run(m.watcher(manager).Run)
 }
 
 func (m *Monitor) watcher(manager string) *watcher {
 	w := &watcher{manager: manager, interval: m.cfg.Interval, dial: m.cfg.Dial, units: m.cfg.Units, meter: m.cfg.Meter,
-		log: m.cfg.Log, beat: m.beats.add(manager), version: func(string) {}}
-	w.deliver = m.deliver
-	if manager != blixard.SystemManager {
-		w.ended = m.watchers[manager]
-		uid, _ := strconv.ParseUint(strings.TrimPrefix(manager, "user:"), 10, 32)
-		w.sighted = func() ([]string, error) { return m.cfg.Users.Sighted(uint32(uid)) }
+		log: m.cfg.Log, beat: m.beats.add(manager), deliver: m.deliver, version: func(string) {}}
+	if uid, ok := strings.CutPrefix(manager, "user:"); ok {
+		w.ended = m.loops.watched[manager]
+		n, _ := strconv.ParseUint(uid, 10, 32) // its name was made from a number
+		w.sighted = func() ([]string, error) { return m.cfg.Users.Sighted(uint32(n)) }
 		return w
 	}
 	w.version = func(v string) { m.systemd.Store(&v) }
+	reader := m.loops.reader
 	w.deliver = func(ctx context.Context, f func(now time.Time, t *correlate.Tracker)) error {
 		return m.deliver(ctx, func(now time.Time, t *correlate.Tracker) {
 			f(now, t)
 			for _, name := range t.Touched() {
-				m.reader.refresh(name)
+				reader.refresh(name)
 			}
 		})
 	}
@@ -235,7 +287,7 @@ func (m *Monitor) watcher(manager string) *watcher {
 
 // setUsers takes in which users' managers run. The engine calls it.
 func (m *Monitor) setUsers(running map[string]bool) {
-	for name, ended := range m.watchers {
+	for name, ended := range m.loops.watched {
 		if name != blixard.SystemManager {
 			ended.Store(!running[name])
 		}

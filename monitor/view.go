@@ -16,7 +16,7 @@ type View struct {
 	Managers map[string]correlate.ManagerView
 	// FilesReason is why the host's files are not known whole, "" when they are.
 	FilesReason string
-	changed  chan struct{}
+	changed     chan struct{}
 }
 
 // Changed is closed when there is a newer view.
@@ -45,11 +45,13 @@ type Status struct {
 	StoreSince   time.Time
 	// Commands and Events wait to be written.
 	Commands, Events int
+	// UnknownAfter is how long a state stands without being confirmed.
+	UnknownAfter time.Duration
 }
 
 // Status may be called from anywhere.
 func (m *Monitor) Status() Status {
-	s := Status{Loaded: m.loaded.Load()}
+	s := Status{Loaded: m.loaded.Load(), UnknownAfter: m.policy.Load().UnknownAfter}
 	if v := m.systemd.Load(); v != nil {
 		s.SystemdVersion = *v
 	}
@@ -71,25 +73,49 @@ type beat struct {
 
 func (b *beat) now() { b.at.Store(int64(time.Since(b.start))) }
 
+// silent is how long ago the loop moved, 0 before it began.
+func (b *beat) silent() time.Duration {
+	if b.start.IsZero() {
+		return 0
+	}
+	return time.Since(b.start) - time.Duration(b.at.Load())
+}
+
 // beats are the beats of all loops.
 type beats struct {
-	mu  sync.Mutex
-	all []*beat
+	engine beat
+
+	mu sync.Mutex
+	// watchers are those of the present settings.
+	watchers []*beat
+}
+
+// clear forgets the watchers, which are made anew, and starts the engine's.
+func (bs *beats) clear() {
+	bs.mu.Lock()
+	defer bs.mu.Unlock()
+	bs.watchers = nil
+	if bs.engine.start.IsZero() {
+		bs.engine.name, bs.engine.start = "engine", time.Now()
+	}
 }
 
 func (bs *beats) add(name string) *beat {
 	b := &beat{name: name, start: time.Now()}
 	bs.mu.Lock()
 	defer bs.mu.Unlock()
-	bs.all = append(bs.all, b)
+	bs.watchers = append(bs.watchers, b)
 	return b
 }
 
 func (bs *beats) stuck(d time.Duration) string {
 	bs.mu.Lock()
 	defer bs.mu.Unlock()
-	for _, b := range bs.all {
-		if time.Since(b.start)-time.Duration(b.at.Load()) > d {
+	if bs.engine.silent() > d {
+		return bs.engine.name
+	}
+	for _, b := range bs.watchers {
+		if b.silent() > d {
 			return b.name
 		}
 	}
