@@ -45,14 +45,91 @@ func (h *Host) makeParents(path string) error {
 	}
 	mode, uid, gid := fs.FileMode(0o755), 0, 0
 	if st, err := os.Stat(filepath.Join(h.lab.rootfs.Root(), dir)); err == nil && !h.Running() {
-		if own, ok := st.Sys().(*syscall.Stat_t); ok {
-			mode, uid, gid = st.Mode().Perm()|st.Mode()&fs.ModeSticky, int(own.Uid), int(own.Gid)
-		}
+		uid, gid = ownerOf(st)
+		mode = st.Mode().Perm() | st.Mode()&fs.ModeSticky
 	}
 	if err := os.Mkdir(target, mode.Perm()); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	return errors.Join(os.Chown(target, uid, gid), os.Chmod(target, mode))
+}
+
+// ownerOf is the owner of a file.
+func ownerOf(st fs.FileInfo) (uid, gid int) {
+	if own, ok := st.Sys().(*syscall.Stat_t); ok {
+		return int(own.Uid), int(own.Gid)
+	}
+	return 0, 0
+}
+
+// Mkdir makes a folder on the host, which may be off, with those above it. One
+// that is there gets the mode.
+func (h *Host) Mkdir(path string, mode fs.FileMode) error {
+	if err := h.makeParents(path + "/x"); err != nil {
+		return fmt.Errorf("make %s on %s: %w", path, h.name, err)
+	}
+	target, err := h.place(path)
+	if err != nil {
+		return err
+	}
+	return os.Chmod(target, mode)
+}
+
+// Symlink makes a symbolic link at path, in place of whatever file was there.
+func (h *Host) Symlink(target, path string) error {
+	at, err := h.place(path)
+	if err != nil {
+		return err
+	}
+	if err := h.makeParents(path); err != nil {
+		return fmt.Errorf("link %s on %s: %w", path, h.name, err)
+	}
+	err = os.Symlink(target, at)
+	if errors.Is(err, fs.ErrExist) {
+		// Replaced at once, as ln -sTf does not but nix does.
+		temp := filepath.Join(filepath.Dir(at), ".lab-link")
+		if err := os.Symlink(target, temp); err != nil {
+			return err
+		}
+		return os.Rename(temp, at)
+	}
+	return err
+}
+
+// Remove removes a file or a folder with all in it. On a host that is off it
+// can only remove what was written to the host, not what its root file system
+// brought.
+func (h *Host) Remove(path string) error {
+	at, err := h.place(path)
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(at); err != nil {
+		return fmt.Errorf("remove %s on %s: %w", path, h.name, err)
+	}
+	return nil
+}
+
+// put writes a small file without the care of WriteFile: fixtures make
+// thousands. The folder must be there.
+func (h *Host) put(path string, data []byte, mode fs.FileMode) error {
+	at, err := h.place(path)
+	if err != nil {
+		return err
+	}
+	err = os.WriteFile(at, data, mode)
+	if errors.Is(err, syscall.ETXTBSY) {
+		// A file that a program runs from is replaced, not overwritten.
+		if err := os.Remove(at); err != nil {
+			return err
+		}
+		err = os.WriteFile(at, data, mode)
+	}
+	if err != nil {
+		return err
+	}
+	// Whatever the umask of this process.
+	return os.Chmod(at, mode)
 }
 
 // WriteFile writes a file on the host, which may be off, with the folders above

@@ -47,9 +47,9 @@ type Host struct {
 
 	life sync.Mutex // held while the host is being started or ended
 
-	mu   sync.Mutex // guards run
-	run  *bootedHost
-	last string // console of the last run, kept for errors
+	mu       sync.Mutex // guards what follows
+	run      *bootedHost
+	stateDir string // of microvm.nix, empty where it is not installed
 }
 
 // bootedHost is one run of a host, from power on to power off.
@@ -70,16 +70,17 @@ type hostSpec struct {
 func newHost(l *Lab, name string, index int) (*Host, error) {
 	h := &Host{lab: l, name: name, index: index, addr: hostAddr(index), dir: filepath.Join(l.dir, "h-"+name)}
 	for _, d := range []string{"", "root", "upper", "work", "notify", "upper/etc", "upper/var", "upper/var/log", "upper/var/log/journal"} {
-		if err := os.Mkdir(filepath.Join(h.dir, d), 0o755); err != nil {
+		path := filepath.Join(h.dir, d)
+		if err := errors.Join(os.Mkdir(path, 0o755), os.Chmod(path, 0o755)); err != nil {
 			return nil, err
 		}
 	}
-	if err := os.WriteFile(h.upper("/etc/hostname"), []byte(name+"\n"), 0o644); err != nil {
+	if err := h.put("/etc/hostname", []byte(name+"\n"), 0o644); err != nil {
 		return nil, err
 	}
 	id := make([]byte, 16)
 	rand.Read(id)
-	if err := os.WriteFile(h.upper("/etc/machine-id"), []byte(hex.EncodeToString(id)+"\n"), 0o444); err != nil {
+	if err := h.put("/etc/machine-id", []byte(hex.EncodeToString(id)+"\n"), 0o444); err != nil {
 		return nil, err
 	}
 	// The file is bind-mounted into every host: an added line shows in all.

@@ -93,6 +93,8 @@ func rootfsArgs() []string {
 	}
 	return append(args,
 		"--customize-hook="+masks.String(),
+		// What microvm.nix's host module adds; udev brings the group kvm.
+		`--customize-hook=chroot "$1" useradd --system --gid kvm --no-create-home --home-dir /var/empty --shell /usr/sbin/nologin microvm`,
 		// Each host gets its own.
 		`--customize-hook=rm -f "$1/etc/machine-id" "$1/etc/hostname" "$1/etc/hosts" && : > "$1/etc/hosts"`,
 		rootfsSuite)

@@ -83,6 +83,12 @@ func runInit() error {
 		return fmt.Errorf("read spec: %w", err)
 	}
 	syscall.Umask(0o022)
+	// As the kernel gives it to PID 1 of a machine, with the room that systemd
+	// and dbus-daemon make of it; whatever this process inherited.
+	limit := syscall.Rlimit{Cur: 1024, Max: 1 << 20}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return fmt.Errorf("set limit of open files: %w", err)
+	}
 	// The parent put this process into the host's cgroup: from here on that is
 	// the root of the tree.
 	if err := syscall.Unshare(syscall.CLONE_NEWCGROUP); err != nil {

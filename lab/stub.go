@@ -1,0 +1,63 @@
+package lab
+
+import (
+	"bytes"
+	"encoding/binary"
+)
+
+// stubCode is the stand-in for a VMM: a program that waits, and nothing else.
+// A thousand of them must fit on one host, and each page counts: this one has a
+// page of code and one of stack. SIGTERM kills it, SIGUSR1 makes it exit with 0
+// as a VMM does when its guest powers off, SIGUSR2 with 2 as a failing one.
+//
+// It waits for the two signals with rt_sigtimedwait and exits with the signal's
+// number less ten: SIGUSR1 is 10, SIGUSR2 is 12.
+var stubCode = []byte{
+	0x48, 0x83, 0xec, 0x10, // sub rsp, 16
+	0x48, 0xc7, 0x04, 0x24, 0x00, 0x0a, 0x00, 0x00, // mov qword [rsp], 0xa00: SIGUSR1 and SIGUSR2
+	0x31, 0xff, // xor edi, edi: SIG_BLOCK
+	0x48, 0x89, 0xe6, // mov rsi, rsp
+	0x31, 0xd2, // xor edx, edx
+	0x41, 0xba, 0x08, 0x00, 0x00, 0x00, // mov r10d, 8
+	0xb8, 0x0e, 0x00, 0x00, 0x00, // mov eax, 14: rt_sigprocmask
+	0x0f, 0x05, // syscall
+	// wait:
+	0x48, 0x89, 0xe7, // mov rdi, rsp
+	0x31, 0xf6, // xor esi, esi
+	0x31, 0xd2, // xor edx, edx: no timeout
+	0x41, 0xba, 0x08, 0x00, 0x00, 0x00, // mov r10d, 8
+	0xb8, 0x80, 0x00, 0x00, 0x00, // mov eax, 128: rt_sigtimedwait
+	0x0f, 0x05, // syscall
+	0x85, 0xc0, // test eax, eax
+	0x78, 0xe8, // js wait: interrupted, by a freeze for one
+	0x8d, 0x78, 0xf6, // lea edi, [rax-10]
+	0xb8, 0x3c, 0x00, 0x00, 0x00, // mov eax, 60: exit
+	0x0f, 0x05, // syscall
+}
+
+// stubProgram is stubCode as a static ELF executable for x86-64: header, one
+// segment, code.
+func stubProgram() []byte {
+	const (
+		base       = 0x400000
+		headerSize = 64
+		entrySize  = 56
+	)
+	size := uint64(headerSize + entrySize + len(stubCode))
+	var b bytes.Buffer
+	put := func(values ...any) {
+		for _, v := range values {
+			// A write to memory of a value of fixed size cannot fail.
+			_ = binary.Write(&b, binary.LittleEndian, v)
+		}
+	}
+	b.WriteString("\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00")
+	put(uint16(2), uint16(62), uint32(1)) // executable, x86-64
+	put(uint64(base+headerSize+entrySize), uint64(headerSize), uint64(0), uint32(0))
+	put(uint16(headerSize), uint16(entrySize), uint16(1), uint16(0), uint16(0), uint16(0))
+	put(uint32(1), uint32(5), uint64(0), uint64(base), uint64(base), size, size, uint64(0x1000)) // load, read and execute
+	// A stack that cannot be executed is told by a segment of its own, which
+	// costs nothing to leave out here.
+	b.Write(stubCode)
+	return b.Bytes()
+}
