@@ -84,8 +84,12 @@ func runInit() error {
 	}
 	syscall.Umask(0o022)
 	// As the kernel gives it to PID 1 of a machine, with the room that systemd
-	// and dbus-daemon make of it; whatever this process inherited.
-	limit := syscall.Rlimit{Cur: 1024, Max: 1 << 20}
+	// and dbus-daemon make of it: not what Go's runtime or the caller set.
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return fmt.Errorf("read limit of open files: %w", err)
+	}
+	limit.Cur = min(1024, limit.Max)
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return fmt.Errorf("set limit of open files: %w", err)
 	}
