@@ -296,7 +296,7 @@ func accelerator(ctx context.Context, boot *bootFiles) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	name := "accel-" + digest(version, string(host.Release[:]), string(host.Version[:]), boot.key, cpuModel())
+	name := "accel-" + digest(version, string(host.Release[:]), string(host.Version[:]), boot.release, cpuModel())
 	dir, lock, err := cached(ctx, cache, name, func(ctx context.Context, dir string) error {
 		accel := "kvm"
 		if err := tryKVM(ctx, boot); err != nil {
