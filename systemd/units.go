@@ -103,6 +103,10 @@ func (c *Conn) Properties(ctx context.Context, path string) (blixard.UnitPropert
 		}
 		return blixard.UnitProperties{}, fmt.Errorf("read properties of %s: %w", path, err)
 	}
+	if p.LoadState == "not-found" && p.ActiveState == "inactive" {
+		// Asked for a unit it does not have, a manager makes one up.
+		return blixard.UnitProperties{}, fmt.Errorf("read properties of %s: %w", path, ErrNoUnit)
+	}
 	p.Path = path
 	return p, nil
 }
