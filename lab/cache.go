@@ -82,9 +82,10 @@ func lockFile(ctx context.Context, path string, how int) (*fileLock, error) {
 	}
 }
 
-// tryLockFile takes the lock without waiting; ok tells whether it did.
+// tryLockFile takes the lock on a file that exists without waiting; ok tells
+// whether it did.
 func tryLockFile(path string, how int) (lock *fileLock, ok bool, err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
+	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, false, fmt.Errorf("open lock: %w", err)
 	}

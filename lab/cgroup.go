@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -160,7 +159,7 @@ func killCgroup(path string) error {
 		}
 		return fmt.Errorf("kill %s: %w", path, err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
 	if err := awaitCgroup(ctx, path, "populated 0"); err != nil {
 		return err

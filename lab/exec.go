@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -89,13 +90,45 @@ func (c *Cmd) start() error {
 	return nil
 }
 
-// kill ends the command and what it started.
+// kill ends the command and what it started. Frozen, the cgroup cannot grow while
+// its processes are counted. nsenter is spared if it has a child to reap: else
+// that would be left to the machine's PID 1, and the host's end would wait for
+// it.
 func (c *Cmd) kill() error {
-	err := os.WriteFile(filepath.Join(c.cgroup, "cgroup.kill"), []byte("1"), 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return os.ErrProcessDone
+	set := func(file, value string) error {
+		err := os.WriteFile(filepath.Join(c.cgroup, file), []byte(value), 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			return os.ErrProcessDone
+		}
+		return err
 	}
-	return err
+	if err := set("cgroup.freeze", "1"); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+	defer cancel()
+	if err := awaitCgroup(ctx, c.cgroup, "frozen 1"); err != nil {
+		return errors.Join(err, set("cgroup.kill", "1"))
+	}
+	text, err := os.ReadFile(filepath.Join(c.cgroup, "cgroup.procs"))
+	if err != nil {
+		return errors.Join(err, set("cgroup.kill", "1"))
+	}
+	pids := strings.Fields(string(text))
+	own := strconv.Itoa(c.cmd.Process.Pid)
+	for _, pid := range pids {
+		n, err := strconv.Atoi(pid)
+		if err != nil {
+			return err
+		}
+		if pid == own && len(pids) > 1 {
+			continue
+		}
+		if err := syscall.Kill(n, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("kill %d: %w", n, err)
+		}
+	}
+	return set("cgroup.freeze", "0")
 }
 
 // Wait waits for the command's end. The error of one that ran and failed wraps

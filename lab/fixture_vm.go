@@ -30,8 +30,8 @@ const (
 type VM struct {
 	// Name is the instance and the folder; taken verbatim.
 	Name string
-	// HostName is the guest's; default Name. Process, socket and store folder
-	// are named after it.
+	// HostName is the guest's; default Name, with what no host name can have
+	// replaced. Process, socket and store folder are named after it.
 	HostName string
 	// Hypervisor is microvm.nix's name of the VMM; default qemu.
 	Hypervisor string
@@ -67,6 +67,9 @@ type VM struct {
 	Notify bool
 	// ExitCode, if not 0, is what microvm-run ends with at once: a crash loop.
 	ExitCode int
+	// IdleHelpers gives it all five helpers with nothing to do: units that are
+	// active at the cost of a process each, for crowds.
+	IdleHelpers bool
 	// HelpersFail names helpers whose start fails: "tap-up", "macvtap-up",
 	// "pci-setup", "virtiofsd-run".
 	HelpersFail []string
@@ -158,7 +161,7 @@ func (vm *VM) complete() error {
 		return errors.New("no folder can have that name")
 	}
 	if vm.HostName == "" {
-		vm.HostName = vm.Name
+		vm.HostName = hostNameOf(vm.Name)
 	}
 	if vm.Hypervisor == "" {
 		vm.Hypervisor = "qemu"
@@ -184,6 +187,21 @@ func (vm *VM) complete() error {
 		}
 	}
 	return nil
+}
+
+// hostNameOf makes a host name of a VM's.
+func hostNameOf(name string) string {
+	const maxHostName = 63
+	name = strings.Map(func(r rune) rune {
+		if r == '-' || '0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' {
+			return r
+		}
+		return '-'
+	}, name)
+	if name[0] == '-' {
+		name = "x" + name
+	}
+	return name[:min(maxHostName, len(name))]
 }
 
 // build tells this build of this VM from all others.
@@ -317,6 +335,12 @@ func (vm *VM) files() []File {
 			share("virtiofs/"+tag+"/socket", fmt.Sprintf("%s-virtiofs-%s.sock\n", vm.HostName, tag))
 			share("virtiofs/"+tag+"/source", "/srv/"+tag+"\n")
 		}
+	}
+	if vm.IdleHelpers {
+		for _, name := range []string{"tap-up", "tap-down", "macvtap-up", "macvtap-down", "pci-setup"} {
+			files = append(files, File{Path: "bin/" + name, Link: "/bin/true"})
+		}
+		script("virtiofsd-run", vm.virtiofsdScript())
 	}
 	share("tap-flags", "vnet_hdr\n")
 	if vm.VsockCID != 0 {

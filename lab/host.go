@@ -24,6 +24,9 @@ const (
 	// deadline of its own.
 	startTimeout = 60 * time.Second
 	stopTimeout  = 90 * time.Second
+	// killTimeout bounds the end of killed processes: the kernel tears down a
+	// host of thousands in a second.
+	killTimeout = 30 * time.Second
 	// tmpSize bounds a host's /tmp and /dev/shm.
 	tmpSize = "1g"
 	// sigPowerOff asks systemd to power off, as systemctl poweroff does:
@@ -361,12 +364,25 @@ func (h *Host) crash() error {
 	run := h.run
 	h.run = nil
 	h.mu.Unlock()
+	if run != nil {
+		// With PID 1 the kernel kills all of its namespace. The nsenter of a Cmd
+		// is outside and must be left alive to reap its child, which the
+		// namespace waits for; and thawed, if the host is frozen.
+		if err := run.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			return fmt.Errorf("crash %s: %w", h.name, err)
+		}
+		if err := os.WriteFile(filepath.Join(run.cgroup, "cgroup.freeze"), []byte("0"), 0); err != nil {
+			return fmt.Errorf("crash %s: %w", h.name, err)
+		}
+		select {
+		case <-run.gone:
+		case <-time.After(killTimeout):
+			return fmt.Errorf("crash %s: PID 1 is there %v after its kill", h.name, killTimeout)
+		}
+	}
 	// A run that never got a process left its cgroup at most.
 	if err := killCgroup(h.Cgroup()); err != nil {
 		return fmt.Errorf("crash %s: %w", h.name, err)
-	}
-	if run != nil {
-		<-run.gone
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -164,12 +165,10 @@ func (l *Lab) openDir(ctx context.Context) error {
 	if err := os.Mkdir(l.dir, 0o711); err != nil {
 		return err
 	}
-	lock, ok, err := tryLockFile(l.dir+"/lab", unix.LOCK_EX)
+	// The name is new and so is the file: this does not wait.
+	lock, err := lockFile(ctx, l.dir+"/lab", unix.LOCK_EX)
 	if err != nil {
 		return err
-	}
-	if !ok {
-		return fmt.Errorf("%s is locked by another process", l.dir)
 	}
 	l.locks = append(l.locks, lock)
 	l.keeper = exec.Command(l.helper, "keep", l.dir)
@@ -362,7 +361,16 @@ func Sweep(ctx context.Context) error {
 }
 
 func sweepOne(ctx context.Context, dir string) error {
+	// Nobody makes a folder while the caller holds the lock on all of them: one
+	// without its lock file is being removed, or its removal was cut short.
+	if _, err := os.Stat(dir + "/lab"); errors.Is(err, fs.ErrNotExist) {
+		_ = os.Remove(dir)
+		return nil
+	}
 	lock, ok, err := tryLockFile(dir+"/lab", unix.LOCK_EX)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil || !ok {
 		return err
 	}

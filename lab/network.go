@@ -262,32 +262,45 @@ func (l *Lab) lookup(name string) (netip.Addr, bool) {
 
 // newNetNS makes a network namespace and returns the one handle to it.
 func newNetNS() (netns.NsHandle, error) {
-	type result struct {
-		ns  netns.NsHandle
-		err error
-	}
-	done := make(chan result)
-	go func() {
-		// Never unlocked: the thread is in the new namespace and ends with the
-		// goroutine.
-		runtime.LockOSThread()
-		ns, err := netns.New()
-		done <- result{ns, err}
-	}()
-	r := <-done
-	return r.ns, r.err
+	made := netns.None()
+	err := onThread(func() (err error) {
+		made, err = netns.New()
+		return err
+	})
+	return made, err
 }
 
-// inNetNS runs f on a thread in the namespace and ends that thread afterwards.
+// inNetNS runs f on a thread in the namespace.
 func inNetNS(ns netns.NsHandle, f func() error) error {
+	return onThread(func() error {
+		if err := netns.Set(ns); err != nil {
+			return fmt.Errorf("enter network namespace: %w", err)
+		}
+		return f()
+	})
+}
+
+// onThread runs f on a thread of its own, whose network namespace f may change.
+func onThread(f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
-		if err := netns.Set(ns); err != nil {
-			done <- fmt.Errorf("enter network namespace: %w", err)
+		own, err := netns.Get()
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("open own network namespace: %w", err)
 			return
 		}
-		done <- f()
+		defer own.Close()
+		err = f()
+		// A thread that cannot get back ends here, locked, with its goroutine:
+		// nobody else must run on it.
+		if back := netns.Set(own); back != nil {
+			done <- errors.Join(err, fmt.Errorf("leave network namespace: %w", back))
+			return
+		}
+		runtime.UnlockOSThread()
+		done <- err
 	}()
 	return <-done
 }
