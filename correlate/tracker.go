@@ -72,6 +72,9 @@ type Definition struct {
 	blixard.VMDefinition
 	// Unavailable gives the reason for each field that could not be read.
 	Unavailable map[string]string
+	// Unreadable says that it is not known whether the files define the VM: a
+	// VM that is known is not missing for it, and none comes to be.
+	Unreadable bool
 }
 
 // Equal reports whether two definitions say the same.
@@ -110,7 +113,9 @@ type vm struct {
 	jobResult string
 	installed bool
 	def       *Definition
-	helpers   map[string]helper
+	// unreadable says that it is not known whether the files define it.
+	unreadable bool
+	helpers    map[string]helper
 	// turn is the number of the last observation that listed the unit.
 	turn uint64
 
@@ -294,8 +299,10 @@ func (t *Tracker) compareRecord(now time.Time, v *vm, r *blixard.VMRecord) {
 // not known.
 func (t *Tracker) SetDefinitions(now time.Time, defs map[string]Definition, complete bool, reason string) {
 	t.filesKnown, t.filesComplete, t.filesReason = true, complete, reason
-	for name := range defs {
-		t.vm(key{blixard.SystemManager, name})
+	for name, d := range defs {
+		if !d.Unreadable {
+			t.vm(key{blixard.SystemManager, name})
+		}
 	}
 	listed := !t.manager(blixard.SystemManager).listed.IsZero()
 	for _, v := range t.order {
@@ -303,7 +310,9 @@ func (t *Tracker) SetDefinitions(now time.Time, defs map[string]Definition, comp
 			continue
 		}
 		d, ok := defs[v.name]
+		v.unreadable = d.Unreadable
 		switch {
+		case v.unreadable:
 		case ok:
 			if !v.def.Equal(&d) {
 				v.def = &d
@@ -437,7 +446,7 @@ func (t *Tracker) complete(now time.Time, manager string, before time.Time) {
 			v.unverified, v.dirty = false, true
 		}
 		switch {
-		case v.loaded || system && v.def != nil:
+		case v.loaded || system && (v.def != nil || v.unreadable):
 			v.present()
 			v.confirmed = time.Time{}
 			t.update(now, v)
