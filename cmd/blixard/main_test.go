@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/blixard/blixard"
+	"github.com/blixard/blixard/api"
+	"github.com/blixard/blixard/api/apitest"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"blixard": main})
+}
+
+// daemon is an API served on a real socket from a script.
+type daemon struct {
+	fleet  *apitest.Fleet
+	path   string
+	role   api.Role
+	cancel context.CancelFunc
+	served chan error
+}
+
+type daemonKey struct{}
+
+// Authorize lets everybody have the script's role.
+func (d *daemon) Authorize(_ context.Context, need api.Role) error {
+	if d.role >= need {
+		return nil
+	}
+	return blixard.Errorf(blixard.CodeDenied, "uid 1000 may not do this: it needs the role %s", need).WithHint("join the group")
+}
+
+func (d *daemon) start() error {
+	h, err := api.NewServer(api.ServerConfig{Fleet: d.fleet, Authorizer: d, Logger: slog.New(slog.DiscardHandler), Version: "0.1.0",
+		Health: http.NotFoundHandler()})
+	if err != nil {
+		return err
+	}
+	var l net.Listener
+	if l, err = api.Listen(context.Background(), d.path); err != nil {
+		return err
+	}
+	var ctx context.Context
+	ctx, d.cancel = context.WithCancel(context.Background())
+	d.served = make(chan error, 1)
+	go func() { d.served <- api.Serve(ctx, l, h, slog.New(slog.DiscardHandler)) }()
+	return nil
+}
+
+func (d *daemon) stop() error {
+	if d.cancel == nil {
+		return nil
+	}
+	d.cancel()
+	d.cancel = nil
+	return <-d.served
+}
+
+// TestCLI runs the scenarios of testdata/script: the CLI itself against a real
+// server on a real socket. Beside testscript's own commands they have:
+//
+//	fleet FILE [viewer|public]   serve the script in FILE
+//	stop, start                  stop serving, and serve again on the same socket
+//	await N                      wait until N streams wait for something to happen
+//	emit FILE                    commit the events in FILE, a JSON array
+//	load FILE                    know what FILE says from now on
+//	fail CODE MESSAGE            answer everything with an error from now on
+func TestCLI(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:           "testdata/script",
+		UpdateScripts: os.Getenv("UPDATE") != "",
+		Setup: func(env *testscript.Env) error {
+			d := &daemon{path: filepath.Join(env.WorkDir, "s", "b.sock"), role: api.RoleAdmin}
+			env.Values[daemonKey{}] = d
+			env.Setenv("BLIXARD_ADDR", "unix://"+d.path)
+			env.Setenv("SOCKET", d.path)
+			env.Setenv("TZ", "UTC")
+			env.Defer(func() {
+				if err := d.stop(); err != nil {
+					t.Error(err)
+				}
+			})
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"fleet": func(ts *testscript.TestScript, _ bool, args []string) {
+				d := ts.Value(daemonKey{}).(*daemon)
+				ts.Check(d.stop())
+				d.fleet = apitest.New(readScript(ts, args[0]))
+				d.role = api.RoleAdmin
+				if len(args) > 1 {
+					d.role = map[string]api.Role{"viewer": api.RoleViewer, "public": api.RolePublic}[args[1]]
+				}
+				ts.Check(d.start())
+			},
+			"stop":  func(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(ts.Value(daemonKey{}).(*daemon).stop()) },
+			"start": func(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(ts.Value(daemonKey{}).(*daemon).start()) },
+			"await": func(ts *testscript.TestScript, _ bool, args []string) {
+				n, err := strconv.Atoi(args[0])
+				ts.Check(err)
+				ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+				defer cancel()
+				ts.Check(ts.Value(daemonKey{}).(*daemon).fleet.AwaitStreams(ctx, n))
+			},
+			"emit": func(ts *testscript.TestScript, _ bool, args []string) {
+				var events []blixard.Event
+				ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &events))
+				ts.Value(daemonKey{}).(*daemon).fleet.Emit(events...)
+			},
+			"load": func(ts *testscript.TestScript, _ bool, args []string) {
+				s := readScript(ts, args[0])
+				ts.Value(daemonKey{}).(*daemon).fleet.Change(func(old *apitest.Script) { *old = *s })
+			},
+			"fail": func(ts *testscript.TestScript, _ bool, args []string) {
+				e := blixard.Errorf(blixard.Code(args[0]), "%s", args[1])
+				ts.Value(daemonKey{}).(*daemon).fleet.Change(func(s *apitest.Script) { s.Error = e })
+			},
+		},
+	})
+}
+
+// readScript reads a fleet's script from the scenario or, when it is not there,
+// from testdata.
+func readScript(ts *testscript.TestScript, name string) *apitest.Script {
+	b, err := os.ReadFile(ts.MkAbs(name))
+	if os.IsNotExist(err) {
+		b, err = os.ReadFile(filepath.Join("testdata", name))
+	}
+	ts.Check(err)
+	s, err := apitest.Parse(b)
+	ts.Check(err)
+	return s
+}
