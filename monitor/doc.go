@@ -73,8 +73,8 @@ type Units interface {
 	Classify(manager, unit string) (kind correlate.Kind, vm, helper string, ok bool)
 }
 
-// Users finds the VMs of a user whose manager cannot be asked.
+// Users finds the units of a user whose manager cannot be asked.
 type Users interface {
-	// Sighted lists the names of the VMs that a user is seen to run.
+	// Sighted lists the names of the units that a user is seen to run.
 	Sighted(uid uint32) ([]string, error)
 }

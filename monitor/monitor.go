@@ -37,9 +37,10 @@ type Config struct {
 	// BufferEvents bounds the events that wait while the store is away.
 	BufferEvents int
 
-	// Dial connects to a manager, "system" or "user:UID", and tells its
-	// version. An *Error with a hint tells what to do when it cannot.
-	Dial  func(ctx context.Context, manager string) (Bus, string, error)
+	// Dial connects to a manager, "system" or "user:UID", whose hints are of
+	// units that classify, and tells its version. An *Error with a hint tells
+	// what to do when it cannot.
+	Dial  func(ctx context.Context, manager string, units Units) (Bus, string, error)
 	Users Users
 	Store Store
 	Meter Meter

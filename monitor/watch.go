@@ -42,7 +42,7 @@ const (
 type watcher struct {
 	manager  string
 	interval time.Duration
-	dial     func(ctx context.Context, manager string) (Bus, string, error)
+	dial     func(ctx context.Context, manager string, units Units) (Bus, string, error)
 	units    Units
 	meter    Meter
 	log      *slog.Logger
@@ -50,7 +50,7 @@ type watcher struct {
 	deliver func(ctx context.Context, f func(now time.Time, t *correlate.Tracker)) error
 	// version is told the manager's version at each connect.
 	version func(string)
-	// sighted, for a user's manager, tells the VMs that other traces show.
+	// sighted, for a user's manager, tells the units that other traces show.
 	sighted func() ([]string, error)
 	// ended, for a user's manager, says that it is known not to run.
 	ended *atomic.Bool
@@ -122,9 +122,14 @@ func (w *watcher) lost(ctx context.Context, err error) {
 	}
 	var names []string
 	if w.sighted != nil {
-		var serr error
-		if names, serr = w.sighted(); serr != nil {
-			w.log.Debug("cannot look for the units' cgroups", "manager", w.manager, "err", serr)
+		units, serr := w.sighted()
+		if serr != nil {
+			w.log.Debug("cannot look for the user's units", "manager", w.manager, "err", serr)
+		}
+		for _, u := range units {
+			if kind, vm, _, ok := w.units.Classify(w.manager, u); ok && kind == correlate.KindVM {
+				names = append(names, vm)
+			}
 		}
 	}
 	w.deliver(ctx, func(now time.Time, t *correlate.Tracker) {
@@ -138,7 +143,7 @@ func (w *watcher) lost(ctx context.Context, err error) {
 // session is one connection: it returns when that is lost. listed says that it
 // got as far as one complete listing.
 func (w *watcher) session(ctx context.Context) (listed bool, err error) {
-	bus, version, err := w.dial(ctx, w.manager)
+	bus, version, err := w.dial(ctx, w.manager, w.units)
 	if err != nil {
 		return false, err
 	}

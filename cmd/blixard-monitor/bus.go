@@ -22,34 +22,31 @@ type bus struct {
 	meter callMeter
 }
 
-// dialer makes the monitor's Dial. Only units that classify tells of matter.
-func dialer(units monitor.Units, meter callMeter) func(context.Context, string) (monitor.Bus, string, error) {
-	return func(ctx context.Context, manager string) (monitor.Bus, string, error) {
-		cfg := systemd.Config{Filter: func(name string) bool {
-			_, _, _, ok := units.Classify(manager, name)
-			return ok
-		}}
-		if uid, ok := strings.CutPrefix(manager, "user:"); ok {
-			n, err := strconv.ParseUint(uid, 10, 32)
-			if err != nil {
-				return nil, "", blixard.Errorf(blixard.CodeInvalid, "no manager is named %q", manager)
-			}
-			u := uint32(n)
-			cfg.UID = &u
-		}
-		conn, err := systemd.Dial(ctx, cfg)
+// dial connects to a manager. Only units that classify tells of matter.
+func dial(ctx context.Context, manager string, units monitor.Units, meter callMeter) (monitor.Bus, string, error) {
+	cfg := systemd.Config{Filter: func(name string) bool {
+		_, _, _, ok := units.Classify(manager, name)
+		return ok
+	}}
+	if uid, ok := strings.CutPrefix(manager, "user:"); ok {
+		n, err := strconv.ParseUint(uid, 10, 32)
 		if err != nil {
-			return nil, "", err
+			return nil, "", blixard.Errorf(blixard.CodeInvalid, "no manager is named %q", manager)
 		}
-		b := &bus{conn, meter}
-		version, err := conn.Version(ctx)
-		meter.BusCall("Version", err)
-		if err != nil {
-			conn.Close()
-			return nil, "", err
-		}
-		return b, version, nil
+		u := uint32(n)
+		cfg.UID = &u
 	}
+	conn, err := systemd.Dial(ctx, cfg)
+	if err != nil {
+		return nil, "", err
+	}
+	version, err := conn.Version(ctx)
+	meter.BusCall("Version", err)
+	if err != nil {
+		conn.Close()
+		return nil, "", err
+	}
+	return &bus{conn, meter}, version, nil
 }
 
 func (b *bus) ListUnits(ctx context.Context, patterns ...string) ([]blixard.Unit, error) {
