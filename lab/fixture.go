@@ -50,7 +50,7 @@ type MicroVMOptions struct {
 
 // InstallMicroVM puts on the host what microvm.nix's host module does: all
 // templates, microvms.target, the state directory, IO accounting on as NixOS has
-// it. The host may be off; if it runs, systemd is told. The user microvm and the
+// it. The host may be off; if it runs, systemd is told and starts the target. The user microvm and the
 // group kvm are in the root file system already.
 func (h *Host) InstallMicroVM(ctx context.Context, opts MicroVMOptions) error {
 	if err := h.installMicroVM(ctx, opts); err != nil {
@@ -109,7 +109,11 @@ func (h *Host) installMicroVM(ctx context.Context, opts MicroVMOptions) error {
 	h.mu.Lock()
 	h.stateDir = opts.StateDir
 	h.mu.Unlock()
-	return h.reload(ctx)
+	if err := h.reload(ctx); err != nil || !h.Running() {
+		return err
+	}
+	_, err = h.Exec(ctx, "systemctl", "start", "microvms.target")
+	return err
 }
 
 // installStubs puts the stand-in under the names of all VMMs: it is the name

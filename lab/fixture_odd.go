@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -150,28 +151,59 @@ func OddNames() []string {
 	const longestHelper = "microvm-macvtap-interfaces@.service"
 	return []string{
 		"web-1", "a.b", "x_y", "a:b", "a@b", "-rf", "--help", "_", "...", "0", "UPPER",
-		`dev\x2dnull`, `back\slash`, "service.service", "microvm", "tap-interfaces",
+		"service.service", "microvm", "tap-interfaces",
 		strings.Repeat("n", 255-len(longestHelper)),
 	}
 }
 
-// HostileInstances starts units with "systemctl start" alone, with no folder in
-// the state directory: those of OddNames that exist nowhere, and names that
-// climb. Each fails, as microvm.nix's own do then, through its set-booted
-// helper; systemd keeps the failed units in its list. It returns the names.
-func (h *Host) HostileInstances(ctx context.Context) ([]string, error) {
-	names := []string{"..", ".", "-rf-nowhere", `..\x2f..\x2fetc`, "nowhere.service", "a@b@c", `tab\x09`, `\xff\xfe`}
-	for _, name := range names {
-		// It must fail; that is asked of the helper below, not of this call.
-		_, err := h.Exec(ctx, "systemctl", "start", "--", "microvm@"+name+".service")
-		if err == nil {
-			return nil, fmt.Errorf("microvm@%s.service started, though it has no folder", name)
-		}
-		if ctx.Err() != nil {
-			return nil, err
+// Hostile are instances of microvm@ that no state directory knows.
+type Hostile struct {
+	// Running have a unit file of their own and run.
+	Running []string
+	// Failed were started by name alone: their set-booted helper failed for want
+	// of a folder, and systemd lists the unit as inactive, its Result success.
+	Failed []string
+	// Refused have a LoadState of bad-setting and are not listed: systemd takes
+	// no backslash in the path of a program and no .. in a working directory.
+	Refused []string
+	// Skipped is the instance ".", whose folder is the state directory itself:
+	// its start succeeds, its condition does not hold, and its set-booted helper
+	// makes a link booted in the state directory that points to itself.
+	Skipped []string
+}
+
+// HostileInstances starts units with "systemctl start" and no folder in the state
+// directory, under names that climb, look like options or need escaping twice.
+func (h *Host) HostileInstances(ctx context.Context) (Hostile, error) {
+	hostile := Hostile{
+		Running: []string{`..\x2f..\x2fetc`, `tab\x09nul\x00`, `\xff\xfe`, `\xe2\x80\xaertl`, `back\slash`, "-rf-running", "x.service"},
+		Failed:  []string{"-rf-nowhere", "a@b@c", "nowhere.service", "nowhere"},
+		Refused: []string{"..", `dev\x2dnull`, `..\x2f..`},
+		Skipped: []string{"."},
+	}
+	for _, name := range hostile.Running {
+		text := "[Service]\nExecStart=" + stubsDir + "/stand-in\n"
+		if err := h.WriteFile(unitDir+"/microvm@"+name+".service", []byte(text), 0o644); err != nil {
+			return hostile, err
 		}
 	}
-	return names, nil
+	if err := h.reload(ctx); err != nil {
+		return hostile, err
+	}
+	for _, name := range slices.Concat(hostile.Running, hostile.Skipped) {
+		if _, err := h.Exec(ctx, "systemctl", "start", "--", "microvm@"+name+".service"); err != nil {
+			return hostile, err
+		}
+	}
+	for _, name := range slices.Concat(hostile.Failed, hostile.Refused) {
+		if _, err := h.Exec(ctx, "systemctl", "start", "--", "microvm@"+name+".service"); err == nil {
+			return hostile, fmt.Errorf("microvm@%s.service started, though it has no folder", name)
+		}
+		if err := ctx.Err(); err != nil {
+			return hostile, err
+		}
+	}
+	return hostile, nil
 }
 
 // Orphan makes a running VM an orphan: it is taken out of the configuration, and
@@ -189,8 +221,9 @@ func (h *Host) Orphan(ctx context.Context, name string, gone bool) error {
 // Zoo is one VM of each odd kind that microvm.nix itself can bring about, laid
 // down by AddZoo.
 type Zoo struct {
-	// Running are names of VMs that StartVMs can start and that stay up;
-	// Looping crash again and again; Failing cannot start.
+	// Running are names of VMs that StartVMs can start and that stay up. Looping
+	// crash again and again; systemctl start may tell so at once. Failing cannot
+	// start.
 	Running, Looping, Failing []string
 }
 
@@ -198,7 +231,7 @@ type Zoo struct {
 func (h *Host) AddZoo(ctx context.Context) (Zoo, error) {
 	zoo := Zoo{
 		Running: []string{"web-1", "no-shutdown", "bare", "notify", "declared", "deployed", "unmarked", "virtiofs"},
-		Looping: []string{"crash-loop"},
+		Looping: []string{"crash-loop", "crash-at-once"},
 		Failing: []string{"bad-tap"},
 	}
 	for _, vm := range []VM{
@@ -210,7 +243,8 @@ func (h *Host) AddZoo(ctx context.Context) (Zoo, error) {
 		{Name: "deployed", Provenance: Deployed},
 		{Name: "unmarked", Provenance: Unmarked},
 		{Name: "virtiofs", Virtiofs: []string{"ro-store", "data"}},
-		{Name: "crash-loop", ExitCode: 1},
+		{Name: "crash-loop", ExitCode: 1, ExitAfter: 300 * time.Millisecond},
+		{Name: "crash-at-once", ExitCode: 3},
 		{Name: "bad-tap", Taps: []string{"vm-bad"}, HelpersFail: []string{"tap-up"}},
 	} {
 		if err := h.AddVM(ctx, vm); err != nil {

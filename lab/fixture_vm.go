@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Provenance is how a VM came to a host, as its state directory shows it.
@@ -65,8 +66,11 @@ type VM struct {
 	Bare bool
 	// Notify makes it Type=notify by drop-in; its readiness is told at once.
 	Notify bool
-	// ExitCode, if not 0, is what microvm-run ends with at once: a crash loop.
-	ExitCode int
+	// ExitCode, if not 0, is what microvm-run ends with after ExitAfter: a crash
+	// loop. At once may be before systemd has run ExecStartPost, and then the
+	// start itself fails; later it was active for a while.
+	ExitCode  int
+	ExitAfter time.Duration
 	// IdleHelpers gives it all five helpers with nothing to do: units that are
 	// active at the cost of a process each, for crowds.
 	IdleHelpers bool
@@ -357,7 +361,7 @@ func (vm *VM) files() []File {
 // it, under the name microvm@<hostName>.
 func (vm *VM) runScript() string {
 	if vm.ExitCode != 0 {
-		return fmt.Sprintf("echo 'made to fail' >&2\nexit %d\n", vm.ExitCode)
+		return fmt.Sprintf("echo 'made to fail' >&2\nsleep %.3f\nexit %d\n", vm.ExitAfter.Seconds(), vm.ExitCode)
 	}
 	var b strings.Builder
 	if vm.Notify {

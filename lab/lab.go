@@ -60,10 +60,14 @@ type Lab struct {
 	scope   *exec.Cmd
 	scopeIn io.Closer
 
-	mu     sync.Mutex // guards what follows
-	hosts  []*Host
-	closed bool
+	mu       sync.Mutex // guards what follows
+	hosts    []*Host
+	machines []crasher
+	closed   bool
 }
+
+// crasher is what Close ends, as a power cut does.
+type crasher interface{ Crash() error }
 
 // New opens a lab for a test. It fails the test, naming what to type, where root
 // or a tool is missing. The lab ends with the test; if the test failed, the
@@ -278,7 +282,7 @@ func (l *Lab) Hosts() []*Host {
 	return slices.Clone(l.hosts)
 }
 
-// Close ends the hosts as a power cut does and removes everything the lab made.
+// Close ends hosts and machines as a power cut does and removes everything the lab made.
 // Closing twice does nothing.
 func (l *Lab) Close() error {
 	l.mu.Lock()
@@ -287,11 +291,14 @@ func (l *Lab) Close() error {
 		return nil
 	}
 	l.closed = true
-	hosts := slices.Clone(l.hosts)
+	all := slices.Clone(l.machines)
+	for _, h := range l.hosts {
+		all = append(all, h)
+	}
 	l.mu.Unlock()
 	var group errgroup.Group
-	for _, h := range hosts {
-		group.Go(h.Crash)
+	for _, c := range all {
+		group.Go(c.Crash)
 	}
 	err := group.Wait()
 	return errors.Join(err, l.release())

@@ -2,6 +2,7 @@ package lab_test
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -126,16 +127,31 @@ func TestLab_AddHost(t *testing.T) {
 // childEnv tells a test binary started by TestLab_leftovers to be the child.
 const childEnv = "BLIXARD_LAB_TEST_CHILD"
 
-// TestLab_child is no test of its own: it is the process that
-// TestLab_leftovers kills.
-func TestLab_child(t *testing.T) {
+// TestMain runs the tests, or the process that TestLab_leftovers kills.
+func TestMain(m *testing.M) {
 	if os.Getenv(childEnv) == "" {
-		t.Skip("only as a child of TestLab_leftovers")
+		os.Exit(m.Run())
 	}
-	l, hosts := boot(t, "h1")
+	if err := child(); err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+}
+
+// child runs a lab, tells of it and waits for its end.
+func child() error {
+	ctx := context.Background()
+	l, err := lab.Open(ctx, lab.Config{})
+	if err != nil {
+		return err
+	}
+	hosts, err := l.Boot(ctx, "h1")
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
 	pid, err := hosts[0].PID()
 	if err != nil {
-		t.Fatal(err)
+		return errors.Join(err, l.Close())
 	}
 	fmt.Printf("CHILD %s %s %d %d\n", l.Dir(), hosts[0].Cgroup(), pid, l.KeeperPID())
 	select {}
@@ -153,7 +169,7 @@ func TestLab_leftovers(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			cmd := exec.Command(os.Args[0], "-test.run=^TestLab_child$", "-test.v")
+			cmd := exec.Command(os.Args[0])
 			cmd.Env = append(os.Environ(), childEnv+"=1")
 			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 			out, err := cmd.StdoutPipe()
