@@ -98,10 +98,10 @@ type Scan struct {
 	Missing []string
 }
 
-func (s *Scan) ignore(path, reason string) {
+func (s *Scan) ignore(dir, name, reason string) {
 	s.IgnoredCount++
 	if len(s.Ignored) < maxReasons {
-		s.Ignored = append(s.Ignored, Ignored{path, reason})
+		s.Ignored = append(s.Ignored, Ignored{filepath.Join(dir, name), reason})
 	}
 }
 
@@ -120,6 +120,7 @@ var ErrUndefined = errors.New("not defined")
 // folder's own times tell.
 type Scanner struct {
 	cfg Config
+	now func() time.Time
 
 	mu sync.Mutex // held through each call, guards what follows
 	// kept is what was read of each folder, by state directory and name.
@@ -151,7 +152,7 @@ func NewScanner(cfg Config) (*Scanner, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Scanner{cfg: cfg, kept: make([]map[string]*folder, len(cfg.StateDirs))}
+	s := &Scanner{cfg: cfg, now: time.Now, kept: make([]map[string]*folder, len(cfg.StateDirs))}
 	for i := range s.kept {
 		s.kept[i] = map[string]*folder{}
 	}
@@ -164,7 +165,7 @@ func (s *Scanner) Scan(ctx context.Context) *Scan {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := &Scan{Complete: true, Definitions: make(map[string]*Definition, len(s.kept[0]))}
-	r := reader{storeDir: s.cfg.StoreDir}
+	r := reader{storeDir: s.cfg.StoreDir, now: s.now()}
 	defer r.close()
 	for i, dir := range s.cfg.StateDirs {
 		s.scanDir(ctx, &r, i, dir, out)
@@ -198,9 +199,8 @@ func (s *Scanner) scanDir(ctx context.Context, r *reader, i int, dir string, out
 				out.incomplete(dir, fmt.Errorf("more than %d entries", maxEntries))
 				return
 			}
-			path := filepath.Join(dir, name)
 			if why := unfit(name); why != "" {
-				out.ignore(path, why)
+				out.ignore(dir, name, why)
 				continue
 			}
 			fo, err := r.folder(int(f.Fd()), dir, name, kept[name])
@@ -209,16 +209,16 @@ func (s *Scanner) scanDir(ctx context.Context, r *reader, i int, dir string, out
 				// It went since it was listed.
 				continue
 			case err != nil:
-				out.incomplete(path, err)
+				out.incomplete(filepath.Join(dir, name), err)
 				out.Unreadable = append(out.Unreadable, name)
 				continue
 			}
 			next[name] = fo
 			switch {
 			case fo.def == nil:
-				out.ignore(path, fo.reason)
+				out.ignore(dir, name, fo.reason)
 			case out.Definitions[name] != nil:
-				out.ignore(path, "is the same VM as "+out.Definitions[name].Dir)
+				out.ignore(dir, name, "is the same VM as "+out.Definitions[name].Dir)
 			default:
 				out.Definitions[name] = fo.def
 			}
@@ -247,7 +247,7 @@ func (s *Scanner) Refresh(name string) (*Definition, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := reader{storeDir: s.cfg.StoreDir}
+	r := reader{storeDir: s.cfg.StoreDir, now: s.now()}
 	defer r.close()
 	for i, dir := range s.cfg.StateDirs {
 		def, err := s.refresh(&r, i, dir, name)
@@ -292,6 +292,7 @@ func unfit(name string) string {
 // reader reads folders, and opens the store when it first needs it.
 type reader struct {
 	storeDir string
+	now      time.Time
 	store    *store
 	storeErr error
 	link     [maxPath]byte
@@ -337,7 +338,7 @@ func (r *reader) folder(stateFD int, dir, name string, kept *folder) (*folder, e
 	out := &folder{stamp: stampOf(&st)}
 	// In a folder that changed just now, or that says so of the future, another
 	// change may leave the same times.
-	out.again = time.Since(time.Unix(0, out.stamp.ctime)) < settled
+	out.again = r.now.Sub(time.Unix(0, out.stamp.ctime)) < settled
 	current, err := r.readlink(fd, "current")
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
