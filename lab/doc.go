@@ -10,7 +10,7 @@
 //	l := lab.New(t)                      // fails t, naming what to type, without root or a tool
 //	h, err := l.AddHost("h1")            // exists, off; files may be written already
 //	err = h.Start(ctx)                   // up: systemd is running or degraded
-//	err = h.InstallMicroVM(ctx)
+//	err = h.InstallMicroVM(ctx, lab.MicroVMOptions{})
 //	err = h.AddVM(ctx, lab.VM{Name: "web-1", HostName: "web-one"})
 //	out, err := h.Exec(ctx, "systemctl", "start", "microvm@web-1")
 //

@@ -67,7 +67,7 @@ func OpenRootFS(ctx context.Context, progress io.Writer) (*RootFS, error) {
 		return nil, err
 	}
 	args := rootfsArgs()
-	name := "rootfs-" + digest(args...)
+	name := rootfsName(args)
 	dir, lock, err := cached(ctx, cache, name, func(ctx context.Context, dir string) error {
 		return makeRootFS(ctx, args, filepath.Join(dir, "root"), progress)
 	})
@@ -78,6 +78,18 @@ func OpenRootFS(ctx context.Context, progress io.Writer) (*RootFS, error) {
 		return nil, errors.Join(fmt.Errorf("remove old root file systems: %w", err), lock.release())
 	}
 	return &RootFS{Dir: dir, lock: lock}, nil
+}
+
+func rootfsName(args []string) string { return "rootfs-" + digest(args...) }
+
+// haveRootFS tells whether the cache holds the root file system.
+func haveRootFS() bool {
+	cache, err := CacheDir()
+	if err != nil {
+		return false
+	}
+	_, err = os.Stat(filepath.Join(cache, rootfsName(rootfsArgs())))
+	return err == nil
 }
 
 // rootfsArgs is the recipe: mmdebstrap's arguments but for the target.

@@ -45,7 +45,8 @@ func missingError(packages []string) error {
 	return fmt.Errorf("missing tools; type: apt-get install -y --no-install-recommends %s", strings.Join(packages, " "))
 }
 
-// Check tells whether this machine can run hosts. The error names what to type.
+// Check tells whether this machine can run hosts, or with what it has can make
+// what is missing. The error names what to type.
 func Check() error {
 	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
 		return fmt.Errorf("the lab needs linux/amd64, this is %s/%s", runtime.GOOS, runtime.GOARCH)
@@ -53,7 +54,11 @@ func Check() error {
 	if os.Geteuid() != 0 {
 		return errors.New("the lab's hosts need root; type: sudo -E env PATH=$PATH go test ./...")
 	}
-	if missing := missingTools("mmdebstrap", "nsenter"); len(missing) > 0 {
+	tools := []string{"nsenter"}
+	if !haveRootFS() {
+		tools = append(tools, "mmdebstrap")
+	}
+	if missing := missingTools(tools...); len(missing) > 0 {
 		return missingError(missing)
 	}
 	if _, err := cgroupMount(); err != nil {

@@ -43,7 +43,7 @@ type Spec struct {
 	Hosts  string   // file that becomes /etc/hosts
 	Notify string   // folder with the socket that hears READY=1
 	Tmp    string   // size of /tmp and /dev/shm in bytes, as tmpfs reads it
-	Devs   []string // device nodes under /dev to pass in, where they exist
+	Devs   []string // character devices under /dev to have, where the machine has them
 }
 
 func main() {
@@ -180,13 +180,16 @@ func mountAll(s Spec) error {
 	mount("devpts", at("dev/pts"), "devpts", syscall.MS_NOSUID|syscall.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620,gid=5")
 	mount("tmpfs", at("dev/shm"), "tmpfs", syscall.MS_NOSUID|syscall.MS_NODEV, "mode=1777,size="+s.Tmp)
 	for _, d := range s.Devs {
-		source := filepath.Join("/dev", d)
-		if _, err := os.Stat(source); err != nil {
+		var st syscall.Stat_t
+		if err := syscall.Stat(filepath.Join("/dev", d), &st); err != nil || st.Mode&syscall.S_IFMT != syscall.S_IFCHR {
 			continue
 		}
+		// Nodes of its own, for all: the machine's groups are not the host's.
 		mkdir(filepath.Dir(filepath.Join("dev", d)))
-		touch(at(filepath.Join("dev", d)), &failed)
-		bind(source, at(filepath.Join("dev", d)))
+		node := at(filepath.Join("dev", d))
+		if failed == nil {
+			failed = errors.Join(syscall.Mknod(node, syscall.S_IFCHR|0o666, int(st.Rdev)), os.Chmod(node, 0o666))
+		}
 	}
 	for name, target := range map[string]string{
 		"ptmx": "pts/ptmx", "fd": "/proc/self/fd", "stdin": "/proc/self/fd/0",
