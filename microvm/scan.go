@@ -82,13 +82,14 @@ type Ignored struct {
 type Scan struct {
 	// Definitions are the VMs that are defined, by name.
 	Definitions map[string]*Definition
-	// Complete says that there are no others. Otherwise Reasons says why that is
-	// not known, Printable, the first 64.
-	Complete bool
-	Reasons  []string
 	// Unreadable are the names of folders of which it cannot be told whether
 	// they define a VM.
 	Unreadable []string
+	// Complete says that there are no others than these and the Unreadable.
+	Complete bool
+	// Reasons say why it is not Complete and why folders are Unreadable,
+	// Printable, the first 64.
+	Reasons []string
 	// Ignored are the first 64 entries that define none, IgnoredCount counts
 	// all.
 	Ignored      []Ignored
@@ -105,8 +106,17 @@ func (s *Scan) ignore(dir, name, reason string) {
 	}
 }
 
-func (s *Scan) incomplete(path string, err error) {
+func (s *Scan) incomplete(dir string, err error) {
 	s.Complete = false
+	s.reason(dir, err)
+}
+
+func (s *Scan) unreadable(dir, name string, err error) {
+	s.Unreadable = append(s.Unreadable, name)
+	s.reason(filepath.Join(dir, name), err)
+}
+
+func (s *Scan) reason(path string, err error) {
 	if len(s.Reasons) < maxReasons {
 		s.Reasons = append(s.Reasons, fmt.Sprintf("cannot read %s: %v", Printable(path), unwrapPath(err)))
 	}
@@ -209,8 +219,7 @@ func (s *Scanner) scanDir(ctx context.Context, r *reader, i int, dir string, out
 				// It went since it was listed.
 				continue
 			case err != nil:
-				out.incomplete(filepath.Join(dir, name), err)
-				out.Unreadable = append(out.Unreadable, name)
+				out.unreadable(dir, name, err)
 				continue
 			}
 			next[name] = fo
