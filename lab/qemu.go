@@ -48,9 +48,8 @@ type emulator struct {
 	err  error
 }
 
-// startEmulator starts QEMU with the arguments and QMP added. The files are its
-// descriptors from 4 on and are not needed here any more once it returns.
-func startEmulator(args []string, files ...*os.File) (*emulator, error) {
+// startEmulator starts QEMU with the arguments and QMP added.
+func startEmulator(args []string) (*emulator, error) {
 	path, err := exec.LookPath(qemuProgram)
 	if err != nil {
 		return nil, missingError(missingTools(qemuProgram))
@@ -68,7 +67,7 @@ func startEmulator(args []string, files ...*os.File) (*emulator, error) {
 	e := &emulator{done: make(chan struct{})}
 	e.cmd = exec.Command(path, args...)
 	e.cmd.Stdout, e.cmd.Stderr = &e.console, &e.console
-	e.cmd.ExtraFiles = append([]*os.File{theirs}, files...)
+	e.cmd.ExtraFiles = []*os.File{theirs}
 	e.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
 	go func() {
@@ -100,10 +99,7 @@ func (e *emulator) kill() error {
 		return fmt.Errorf("kill QEMU: %w", err)
 	}
 	<-e.done
-	if e.qmp != nil {
-		return e.qmp.close()
-	}
-	return nil
+	return e.qmp.close()
 }
 
 func (e *emulator) running() bool {
@@ -132,7 +128,7 @@ func (e *emulator) awaitLine(ctx context.Context, text string) error {
 	}
 }
 
-func socketPair() (ours net.Conn, theirs *os.File, err error) {
+func socketPair() (ours *net.UnixConn, theirs *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make socket pair: %w", err)
@@ -140,23 +136,30 @@ func socketPair() (ours net.Conn, theirs *os.File, err error) {
 	mine := os.NewFile(uintptr(fds[0]), "qmp")
 	defer mine.Close()
 	theirs = os.NewFile(uintptr(fds[1]), "qmp")
-	if ours, err = net.FileConn(mine); err != nil {
+	conn, err := net.FileConn(mine)
+	if err != nil {
 		return nil, nil, errors.Join(err, theirs.Close())
 	}
-	return ours, theirs, nil
+	return conn.(*net.UnixConn), theirs, nil
 }
 
 // qmp is QEMU's control connection. One question at a time; events are passed
 // over, since who waits for something asks for it.
 type qmp struct {
 	mu   sync.Mutex // held from question to answer
-	conn net.Conn
+	conn *net.UnixConn
 	in   *json.Decoder
 }
 
-func newQMP(conn net.Conn) *qmp { return &qmp{conn: conn, in: json.NewDecoder(conn)} }
+func newQMP(conn *net.UnixConn) *qmp { return &qmp{conn: conn, in: json.NewDecoder(conn)} }
 
-func (q *qmp) close() error { return q.conn.Close() }
+// close may be called twice.
+func (q *qmp) close() error {
+	if err := q.conn.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
 
 type qmpMessage struct {
 	Greeting json.RawMessage `json:"QMP"`
@@ -186,13 +189,22 @@ func (q *qmp) hello() error {
 // ask carries out a command and decodes its answer into result, unless that is
 // nil.
 func (q *qmp) ask(command string, args any, result any) error {
-	if err := q.exchange(command, args, result); err != nil {
+	if err := q.exchange(command, args, nil, result); err != nil {
 		return fmt.Errorf("ask QEMU to %s: %w", command, err)
 	}
 	return nil
 }
 
-func (q *qmp) exchange(command string, args any, result any) error {
+// pass gives QEMU an open file under a name.
+func (q *qmp) pass(name string, file *os.File) error {
+	rights := unix.UnixRights(int(file.Fd()))
+	if err := q.exchange("getfd", map[string]string{"fdname": name}, rights, nil); err != nil {
+		return fmt.Errorf("pass QEMU a file: %w", err)
+	}
+	return nil
+}
+
+func (q *qmp) exchange(command string, args any, rights []byte, result any) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	question := map[string]any{"execute": command}
@@ -206,7 +218,7 @@ func (q *qmp) exchange(command string, args any, result any) error {
 	if err := q.conn.SetDeadline(time.Now().Add(qmpTimeout)); err != nil {
 		return err
 	}
-	if _, err := q.conn.Write(append(line, '\n')); err != nil {
+	if _, _, err := q.conn.WriteMsgUnix(append(line, '\n'), rights, nil); err != nil {
 		return err
 	}
 	for {

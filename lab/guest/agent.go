@@ -24,6 +24,7 @@ const agentPort = 7700
 // machine_agent.go. What follows depends on Op:
 //
 //	settle  gives the machine its identity and the agent its token; once a boot
+//	forget  takes the token away again, for a snapshot
 //	exec    frames both ways, see exec.go
 //	signal  sends Signal to all processes of the command with that ID
 //	dial    the bytes of the connection to Network, Addr, both ways
@@ -70,6 +71,9 @@ func runAgent() error {
 	if err != nil {
 		return err
 	}
+	if err := os.WriteFile("/dev/console", []byte("lab agent ready\n"), 0); err != nil {
+		return err
+	}
 	a := &agent{}
 	for {
 		conn, err := listener.Accept()
@@ -101,6 +105,9 @@ func (a *agent) serve(conn *net.TCPConn) {
 	switch req.Op {
 	case "settle":
 		_ = answer(conn, settle(req), 0)
+	case "forget":
+		a.forget()
+		_ = answer(conn, nil, 0)
 	case "exec":
 		runExec(conn, in, req)
 	case "signal":
@@ -132,6 +139,12 @@ func (a *agent) admit(req request) error {
 		return errors.New("this is another's machine")
 	}
 	return nil
+}
+
+func (a *agent) forget() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.token = ""
 }
 
 func answer(w io.Writer, err error, size int64) error {

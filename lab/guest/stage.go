@@ -100,7 +100,7 @@ func mountDisk() error {
 	if err := os.Mkdir(sysroot, 0o755); err != nil {
 		return err
 	}
-	if err := syscall.Mount(disk, sysroot, "ext4", syscall.MS_NOATIME, ""); err != nil {
+	if err := syscall.Mount(disk, sysroot, "ext4", syscall.MS_NOATIME, "noinit_itable"); err != nil {
 		return fmt.Errorf("mount disk: %w", err)
 	}
 	return nil
