@@ -35,8 +35,8 @@ type Sources map[string]string
 const fromDefault = "default"
 
 // Load reads the configuration and validates it. It blocks for as long as
-// reading the files takes. The error names every fault, one a line, each with
-// its source; the configuration is then of no use.
+// reading the files takes. The error names the faults, one a line and maxFaults at
+// most, each with its source; the configuration is then of no use.
 func Load(o LoadOptions) (Config, Sources, error) {
 	l := loader{cfg: Default(o.Environment), sources: Sources{}}
 	for i := range table {
@@ -61,8 +61,13 @@ type loader struct {
 	errs    []error
 }
 
+// maxFaults bounds the faults that are told at once.
+const maxFaults = 20
+
 func (l *loader) fault(format string, args ...any) {
-	l.errs = append(l.errs, fmt.Errorf(format, args...))
+	if len(l.errs) < maxFaults {
+		l.errs = append(l.errs, fmt.Errorf(format, args...))
+	}
 }
 
 // took notes where a key's value was taken from, or why it was not.
@@ -125,7 +130,8 @@ func (l *loader) validate() {
 	}
 }
 
-// didYouMean suggests the known name that is nearest to what was written.
+// didYouMean suggests the known name that is nearest to what was written, if one
+// is near.
 func didYouMean(written string, known []string) string {
 	best, least := "", 0
 	for _, k := range known {
@@ -137,6 +143,9 @@ func didYouMean(written string, known []string) string {
 		if best == "" || d < least {
 			best, least = k, d
 		}
+	}
+	if least > max(2, len(written)/2) {
+		return "; blixard config show lists all"
 	}
 	return fmt.Sprintf("; the nearest is %q", best)
 }
