@@ -21,6 +21,9 @@ type UnitProperties struct {
 	Unit
 	// InvocationID is 32 hex digits, empty when the unit never ran.
 	InvocationID string
+	// JobQueued says that a job is queued for the unit or runs; GetAll does not
+	// tell of what kind.
+	JobQueued bool
 	// StateChange is when the unit's state last changed, zero when never.
 	StateChange time.Time
 	// FragmentPath and DropInPaths are the unit's files.

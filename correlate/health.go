@@ -27,7 +27,7 @@ func serviceState(s *blixard.VMStatus, helpers []blixard.Helper, stale bool) (st
 		}
 		return blixard.Healthy, "running", false
 	case blixard.StateStarting:
-		if autoRestart(s.Substate) {
+		if s.Result != "" && s.Result != "success" {
 			return blixard.Degraded, "waiting to be restarted after " + ending(s), false
 		}
 		return blixard.HealthUnknown, "starting", true

@@ -91,6 +91,20 @@ func stopAsked(restart, result string) bool {
 	return false
 }
 
+// starts reports whether a unit that is down is about to be started: a job waits
+// for its helpers, as at each automatic restart. The kind of the job comes with
+// a listing, and may be missing when the job is younger than that; only a start
+// makes a unit that is down wait.
+func starts(p *blixard.UnitProperties) bool {
+	switch p.JobType {
+	case "start", "restart", "verify-active":
+		return true
+	case "":
+		return p.JobQueued
+	}
+	return false
+}
+
 // The values of ExecMainCode, waitid's si_code.
 const (
 	exited = 1
@@ -114,6 +128,9 @@ func status(p *blixard.UnitProperties, jobStop bool, jobResult string) blixard.V
 	if !p.Service {
 		return s
 	}
+	if (s.State == blixard.StateStopped || s.State == blixard.StateFailed) && starts(p) {
+		s.State = blixard.StateStarting
+	}
 	s.MainPID = p.MainPID
 	s.ControlGroup = p.ControlGroup
 	n := p.NRestarts
@@ -122,8 +139,7 @@ func status(p *blixard.UnitProperties, jobStop bool, jobResult string) blixard.V
 		ready := s.State == blixard.StateRunning
 		s.Ready = &ready
 	}
-	live := s.State == blixard.StateRunning || s.State == blixard.StateStarting && !autoRestart(p.SubState)
-	if live {
+	if s.State == blixard.StateRunning || p.ActiveState == "activating" && !autoRestart(p.SubState) {
 		return s
 	}
 	if p.Result != "success" || !p.ExecMainStart.IsZero() {

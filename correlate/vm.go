@@ -129,8 +129,9 @@ func (t *Tracker) derive(now time.Time, v *vm) blixard.VMStatus {
 		return blixard.VMStatus{State: blixard.StateUnknown}
 	case v.loaded && v.props != nil:
 		s := status(v.props, v.jobStop, v.jobResult)
-		switch s.State {
-		case blixard.StateRunning, blixard.StateStarting:
+		switch {
+		case s.State == blixard.StateRunning, s.State == blixard.StateStarting, s.State == blixard.StateStopping && !v.jobStop:
+			// Between two runs a unit that loops stops for a moment unasked.
 			if v.restarts.within(now, t.cfg.CrashWindow) >= t.cfg.CrashRestarts {
 				s.State = blixard.StateCrashlooping
 			}
@@ -268,7 +269,7 @@ func sameCount(a, b *uint32) bool { return a == b || a != nil && b != nil && *a 
 
 func (t *Tracker) stateEvent(now time.Time, v *vm, from blixard.VMState, detail string) {
 	s := &v.status
-	if detail == "" && (s.State == blixard.StateFailed || s.State == blixard.StateStarting && autoRestart(s.Substate)) {
+	if detail == "" && (s.State == blixard.StateFailed || s.State == blixard.StateStarting && s.Result != "" && s.Result != "success") {
 		detail = ending(s)
 	}
 	t.event(blixard.Event{ObservedAt: now, VM: v.name, Manager: v.manager, Type: blixard.EventState,

@@ -271,6 +271,12 @@ func refProperties(t testing.TB, ref *dbus.Conn, path string) blixard.UnitProper
 	store("InvocationID", &id)
 	p.InvocationID = hex.EncodeToString(id)
 	p.StateChange = moment("StateChangeTimestamp")
+	var job struct {
+		ID   uint32
+		Path dbus.ObjectPath
+	}
+	store("Job", &job)
+	p.JobQueued = job.ID != 0
 	if _, p.Service = all["MainPID"]; !p.Service {
 		return p
 	}

@@ -182,6 +182,12 @@ func (c *Conn) decodeProperties(d *decoder) blixard.UnitProperties {
 			}
 		case "StateChangeTimestamp":
 			moment(&p.StateChange)
+		case "Job":
+			if d.variant("(uo)") {
+				d.align(8)
+				p.JobQueued = d.uint32() != 0
+				d.skipString()
+			}
 		case "Type":
 			found = word(&p.Type)
 		case "Restart":
@@ -214,7 +220,7 @@ func (c *Conn) decodeProperties(d *decoder) blixard.UnitProperties {
 		// Mounts have a Type and a Result too; what is not a whole service tells
 		// nothing of one.
 		return blixard.UnitProperties{
-			Unit: p.Unit, InvocationID: p.InvocationID, StateChange: p.StateChange,
+			Unit: p.Unit, InvocationID: p.InvocationID, StateChange: p.StateChange, JobQueued: p.JobQueued,
 			FragmentPath: p.FragmentPath, DropInPaths: p.DropInPaths,
 		}
 	}

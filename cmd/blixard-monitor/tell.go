@@ -21,11 +21,13 @@ const (
 // tell tells systemd that the daemon is ready, how it does, and that it moves:
 // the watchdog is fed only while every loop does.
 func (d *daemon) tell(ctx context.Context) error {
-	ready := make(chan struct{})
+	first := make(chan struct{})
 	go func() {
-		defer close(ready)
+		defer close(first)
 		d.awaitFirst(ctx)
 	}()
+	defer func() { <-first }()
+	ready := first
 	feed := d.notify.WatchdogInterval() / 3
 	if feed <= 0 {
 		feed = statusEvery
@@ -44,7 +46,6 @@ func (d *daemon) tell(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			<-ready
 			return nil
 		case <-ready:
 			ready = nil
