@@ -155,7 +155,9 @@ func (c *Conn) begin(ctx context.Context) error {
 		c.setOwner(string(d.string()))
 		return d.err
 	}, managerName)
-	if err != nil {
+	// A user's manager joins the bus a moment after the first who uses it: to
+	// subscribe waits for that.
+	if e, ok := errors.AsType[*CallError](err); err != nil && !(ok && e.away()) {
 		return err
 	}
 	return c.subscribe(ctx)
