@@ -51,6 +51,8 @@ type Row struct {
 	// Properties is nil when they did not change since they were last told,
 	// and for every kind but KindVM.
 	Properties *blixard.UnitProperties
+	// Unread says that they may have changed and could not be read.
+	Unread bool
 	// Gone says that the unit is not loaded any more (incomplete observations).
 	Gone bool
 }

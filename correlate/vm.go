@@ -30,9 +30,12 @@ func (v *vm) setLoaded(now time.Time, r *Row) {
 	case r.Unit.ActiveState == "activating" && !autoRestart(r.Unit.SubState), r.Unit.ActiveState == "active":
 		v.jobStop, v.jobResult = false, ""
 	}
-	if r.Properties != nil {
+	switch {
+	case r.Properties != nil:
 		v.props, v.dirty = r.Properties, true
 		v.countRestarts(now)
+	case r.Unread && v.props != nil:
+		v.props, v.dirty = nil, true
 	}
 	v.seen = true
 }

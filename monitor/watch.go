@@ -349,6 +349,7 @@ func (w *watcher) rows(ctx context.Context, bus Bus, units []blixard.Unit, chang
 				if ctx.Err() != nil {
 					return ctx.Err()
 				}
+				r.Unread = true
 				w.log.Warn("cannot read a unit", "unit", r.Unit.Name, "err", err)
 			default:
 				// The properties are newer than the row, but lack the job.
