@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -64,13 +63,14 @@ func (l *Lab) makeCgroup(ctx context.Context) error {
 	return nil
 }
 
-// openScope asks the machine's systemd for a scope with its cgroup delegated,
-// held by a process of ours, and returns the scope's cgroup.
-func (l *Lab) openScope(ctx context.Context, mount string) (string, error) {
+// openScope asks the machine's systemd for a scope with its cgroup delegated and
+// returns that. The keeper moves into it: it holds the scope for as long as there
+// is something to keep, and a systemd that ends the session or the service of
+// this process does not end it.
+func (l *Lab) openScope(ctx context.Context, mount string) (_ string, err error) {
 	unit := "blixard-lab-" + l.id + ".scope"
-	cmd := exec.Command("systemd-run", "--quiet", "--scope", "--collect", "--unit="+unit, "--property=Delegate=yes",
+	cmd := exec.CommandContext(ctx, "systemd-run", "--quiet", "--scope", "--collect", "--unit="+unit, "--property=Delegate=yes",
 		"--description=Blixard test lab", "--", l.helper, "hold")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	var log strings.Builder
 	cmd.Stderr = &log
 	in, err := cmd.StdinPipe()
@@ -84,28 +84,37 @@ func (l *Lab) openScope(ctx context.Context, mount string) (string, error) {
 	if err := cmd.Start(); err != nil {
 		return "", fmt.Errorf("start a delegated scope: %w", err)
 	}
-	stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() })
-	defer stop()
+	defer func() {
+		in.Close()
+		if wait := cmd.Wait(); wait != nil {
+			err = errors.Join(err, fmt.Errorf("start a delegated scope: %w: %s", wait, log.String()))
+		}
+	}()
 	// systemd-run becomes the command once the scope is up.
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		in.Close()
-		return "", fmt.Errorf("start a delegated scope: %w: %s", errors.Join(err, cmd.Wait()), log.String())
+		return "", err
 	}
-	l.scope, l.scopeIn = cmd, in
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", cmd.Process.Pid))
 	if err != nil {
 		return "", err
 	}
 	for line := range strings.Lines(string(text)) {
-		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
-			scope := filepath.Join(mount, path)
-			// A cgroup that passes controllers on may hold no process itself.
-			leaf := filepath.Join(scope, "hold")
-			if err := os.Mkdir(leaf, 0o755); err != nil {
-				return "", err
-			}
-			return scope, os.WriteFile(filepath.Join(leaf, "cgroup.procs"), fmt.Append(nil, cmd.Process.Pid), 0)
+		path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::")
+		if !ok {
+			continue
 		}
+		scope := filepath.Join(mount, path)
+		// A cgroup that passes controllers on may hold no process itself.
+		leaf := filepath.Join(scope, "keeper")
+		if err := os.Mkdir(leaf, 0o755); err != nil {
+			return "", err
+		}
+		for _, pid := range []int{l.keeper.Process.Pid, cmd.Process.Pid} {
+			if err := os.WriteFile(filepath.Join(leaf, "cgroup.procs"), fmt.Append(nil, pid), 0); err != nil {
+				return "", fmt.Errorf("move the keeper into its scope: %w", err)
+			}
+		}
+		return scope, nil
 	}
 	return "", fmt.Errorf("%s has no cgroup2", unit)
 }

@@ -53,21 +53,15 @@ type Lab struct {
 	keeperLog  *bytes.Buffer
 
 	// ready is held while the means for hosts are prepared.
-	ready   sync.Mutex
-	fabric  *fabric
-	rootfs  *RootFS
-	cgroup  string // the lab's cgroup, absolute
-	scope   *exec.Cmd
-	scopeIn io.Closer
+	ready  sync.Mutex
+	fabric *fabric
+	rootfs *RootFS
+	cgroup string // the lab's cgroup, absolute
 
-	mu       sync.Mutex // guards what follows
-	hosts    []*Host
-	machines []crasher
-	closed   bool
+	mu     sync.Mutex // guards what follows
+	hosts  []*Host
+	closed bool
 }
-
-// crasher is what Close ends, as a power cut does.
-type crasher interface{ Crash() error }
 
 // New opens a lab for a test. It fails the test, naming what to type, where root
 // or a tool is missing. The lab ends with the test; if the test failed, the
@@ -282,7 +276,7 @@ func (l *Lab) Hosts() []*Host {
 	return slices.Clone(l.hosts)
 }
 
-// Close ends hosts and machines as a power cut does and removes everything the lab made.
+// Close ends the hosts as a power cut does and removes everything the lab made.
 // Closing twice does nothing.
 func (l *Lab) Close() error {
 	l.mu.Lock()
@@ -291,14 +285,11 @@ func (l *Lab) Close() error {
 		return nil
 	}
 	l.closed = true
-	all := slices.Clone(l.machines)
-	for _, h := range l.hosts {
-		all = append(all, h)
-	}
+	hosts := slices.Clone(l.hosts)
 	l.mu.Unlock()
 	var group errgroup.Group
-	for _, c := range all {
-		group.Go(c.Crash)
+	for _, h := range hosts {
+		group.Go(h.Crash)
 	}
 	err := group.Wait()
 	return errors.Join(err, l.release())
@@ -315,9 +306,6 @@ func (l *Lab) release() error {
 	}
 	if l.keeper != nil {
 		errs = append(errs, l.keeperPipe.Close(), l.waitKeeper())
-	}
-	if l.scope != nil {
-		errs = append(errs, l.scopeIn.Close(), l.scope.Wait())
 	}
 	if l.rootfs != nil {
 		errs = append(errs, l.rootfs.Close())

@@ -8,8 +8,8 @@
 //	                          process that opened the lab closed it or died, then
 //	                          sweeps DIR
 //	hostinit sweep DIR        kills what a lab left and removes its folder
-//	hostinit hold             keeps a systemd scope alive until standard input
-//	                          ends
+//	hostinit hold             keeps a new systemd scope alive until standard
+//	                          input ends, by when the keeper is in it
 //
 // It uses the standard library only, so that one file is all there is to build.
 package main
@@ -227,8 +227,7 @@ func keep(dir string) error {
 	return sweep(dir)
 }
 
-// hold sits in the scope's leaf cgroup, so that the scope's own cgroup holds no
-// process and may pass its controllers on.
+// hold says that it runs, and so that its scope is up, and waits.
 func hold() error {
 	signal.Ignore(syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT)
 	fmt.Println("ok")
