@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -60,6 +62,31 @@ type Machine struct {
 	mu  sync.Mutex // guards run
 	run *bootedMachine
 }
+
+// Node is what a Host and a Machine both are, for tests that run on either. Exec
+// of a command that failed wraps an error with ExitCode() int. ReadFile of what
+// is not there wraps fs.ErrNotExist.
+type Node interface {
+	Name() string
+	Running() bool
+	Start(ctx context.Context) error
+	Stop(ctx context.Context) error
+	Crash() error
+	Restart(ctx context.Context) error
+	Wait(ctx context.Context) error
+	Freeze(ctx context.Context) error
+	Thaw(ctx context.Context) error
+	Exec(ctx context.Context, argv ...string) (string, error)
+	WriteFile(path string, data []byte, mode fs.FileMode) error
+	CopyIn(source, path string) error
+	ReadFile(path string) ([]byte, error)
+	Dial(ctx context.Context, network, addr string) (net.Conn, error)
+}
+
+var (
+	_ Node = (*Host)(nil)
+	_ Node = (*Machine)(nil)
+)
 
 // bootedMachine is one run of a machine.
 type bootedMachine struct {
@@ -203,6 +230,10 @@ func (m *Machine) start(ctx context.Context) error {
 	if m.base == nil {
 		return errors.New("it is closed")
 	}
+	// The remains of a run that ended by itself.
+	if err := m.crash(); err != nil {
+		return err
+	}
 	accel, err := accelerator(ctx, m.base.boot)
 	if err != nil {
 		return err
@@ -301,7 +332,7 @@ func (m *Machine) Stop(ctx context.Context) error {
 	defer m.life.Unlock()
 	run := m.running()
 	if run == nil {
-		return nil
+		return m.crash()
 	}
 	ctx, cancel := context.WithTimeout(ctx, machineTimeout)
 	defer cancel()

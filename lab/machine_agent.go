@@ -86,16 +86,19 @@ func (e *emulator) forwardedPort() (int, error) {
 // agentConn is a connection that carries one request. It is closed when the
 // request's context ends.
 type agentConn struct {
-	*net.TCPConn
+	net.Conn
 	in   *bufio.Reader
 	stop func() bool
 }
 
 func (c *agentConn) Read(b []byte) (int, error) { return c.in.Read(b) }
 
+// CloseWrite ends this side's half of the connection.
+func (c *agentConn) CloseWrite() error { return c.Conn.(*net.TCPConn).CloseWrite() }
+
 func (c *agentConn) Close() error {
 	c.stop()
-	return c.TCPConn.Close()
+	return c.Conn.Close()
 }
 
 // request connects to the agent and sends the request's first line.
@@ -110,8 +113,8 @@ func (r *bootedMachine) request(ctx context.Context, req agentRequest) (*agentCo
 	if err != nil {
 		return nil, fmt.Errorf("reach the agent: %w", err)
 	}
-	c := &agentConn{TCPConn: conn.(*net.TCPConn), in: bufio.NewReader(conn)}
-	c.stop = context.AfterFunc(ctx, func() { c.TCPConn.Close() })
+	c := &agentConn{Conn: conn, in: bufio.NewReader(conn)}
+	c.stop = context.AfterFunc(ctx, func() { c.Conn.Close() })
 	if _, err := conn.Write(append(line, '\n')); err != nil {
 		return nil, errors.Join(fmt.Errorf("ask the agent: %w", err), c.Close())
 	}
@@ -209,7 +212,7 @@ func (m *Machine) write(path string, mode fs.FileMode, size int64, data io.Reade
 		defer c.Close()
 		// An agent that refuses says why and closes: its answer counts for more
 		// than the failure to write.
-		_, copyErr := io.CopyN(c.TCPConn, data, size)
+		_, copyErr := io.CopyN(c, data, size)
 		if _, err := c.reply(ctx); err != nil {
 			return errors.Join(err, copyErr)
 		}

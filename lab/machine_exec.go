@@ -103,7 +103,7 @@ func (c *MachineCmd) feed() {
 	buffer := make([]byte, frameMax)
 	for c.Stdin != nil {
 		n, err := c.Stdin.Read(buffer)
-		if n > 0 && writeFrame(c.conn.TCPConn, frameStdin, buffer[:n]) != nil {
+		if n > 0 && writeFrame(c.conn, frameStdin, buffer[:n]) != nil {
 			return
 		}
 		if err != nil {
@@ -111,7 +111,7 @@ func (c *MachineCmd) feed() {
 		}
 	}
 	// The command may have ended: then there is nobody to tell.
-	_ = writeFrame(c.conn.TCPConn, frameStdin, nil)
+	_ = writeFrame(c.conn, frameStdin, nil)
 }
 
 // collect passes on the command's output and returns how it ended.

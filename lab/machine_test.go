@@ -1,6 +1,7 @@
 package lab_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -208,6 +209,55 @@ func testMachineDial(t *testing.T, m *lab.Machine) {
 	}
 	if err := server.Wait(); err == nil {
 		t.Error("a killed server ended well")
+	}
+}
+
+// TestNode holds hosts and machines to one meaning.
+func TestNode(t *testing.T) {
+	_, hosts := boot(t, "h1")
+	for _, n := range []lab.Node{hosts[0], lab.NewMachine(t, "m1")} {
+		t.Run(n.Name(), func(t *testing.T) {
+			ctx := t.Context()
+			var exit interface{ ExitCode() int }
+			if _, err := n.Exec(ctx, "sh", "-c", "echo why >&2; exit 7"); !errors.As(err, &exit) || exit.ExitCode() != 7 || !strings.Contains(err.Error(), "why") {
+				t.Errorf("a command that fails: %v", err)
+			}
+			if out, err := n.Exec(ctx, "sh", "-c", "echo $HOME; tty || pwd"); err != nil || !strings.HasPrefix(out, "/root\n") {
+				t.Errorf("a command: %q, %v", out, err)
+			}
+			if err := n.WriteFile("/srv/a/b", []byte("text"), 0o640); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := n.ReadFile("/srv/a/b"); err != nil || string(got) != "text" {
+				t.Errorf("read %q, %v", got, err)
+			}
+			if _, err := n.ReadFile("/srv/a/c"); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("a file that is not there: %v", err)
+			}
+			conn, err := n.Dial(ctx, "unix", "/run/dbus/system_bus_socket")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if _, err := io.WriteString(conn, "\x00AUTH\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			if answer, err := bufio.NewReader(conn).ReadString('\n'); !strings.HasPrefix(answer, "REJECTED") {
+				t.Errorf("the bus answers %q, %v", answer, err)
+			}
+			if err := n.Start(ctx); err == nil {
+				t.Error("started twice")
+			}
+			if err := n.Crash(); err != nil {
+				t.Fatal(err)
+			}
+			if err := n.Wait(ctx); err != nil || n.Running() {
+				t.Errorf("after a crash: running %v, %v", n.Running(), err)
+			}
+			if _, err := n.Exec(ctx, "true"); err == nil {
+				t.Error("a command ran on what is off")
+			}
+		})
 	}
 }
 

@@ -74,7 +74,7 @@ type qemuData struct {
 	Taps                           []qemuTap
 }
 
-type qemuTap struct{ Name, MAC string }
+type qemuTap struct{ ID, Name, MAC string }
 
 // putGuest copies the initramfs to the host; the kernel is in its root file
 // system.
@@ -132,16 +132,19 @@ func qemuFiles(data qemuData, vm VM, opts GuestOptions) ([]File, error) {
 		}
 		line += fmt.Sprintf(" lab.addr=%s/%d", opts.Addr, labNetworkBits)
 	}
-	if strings.ContainsAny(vm.HostName, " \t\n\"=,") {
-		return nil, fmt.Errorf("host name %q: QEMU and the kernel cannot take it", vm.HostName)
+	// Shell, QEMU, socat and the kernel each have marks of their own.
+	for _, name := range append([]string{vm.HostName}, vm.Taps...) {
+		if strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") != "" {
+			return nil, fmt.Errorf("name %q: a real guest's has only letters, digits and - _ .", name)
+		}
 	}
-	data.HostName, data.CommandLine = quote(vm.HostName), quote(line)
+	data.HostName, data.CommandLine = vm.HostName, quote(line)
 	data.MemoryMB, data.VCPUs, data.DiskMB = vm.MemoryMB, vm.VCPUs, opts.DiskMB
-	for _, tap := range vm.Taps {
+	for i, tap := range vm.Taps {
 		// The name is unique on the host, the VM's address, if any, in the lab.
 		sum := sha256.Sum256([]byte(tap + opts.Addr.String() + vm.build()))
 		mac := net.HardwareAddr{0x02, sum[0], sum[1], sum[2], sum[3], sum[4]}
-		data.Taps = append(data.Taps, qemuTap{tap, mac.String()})
+		data.Taps = append(data.Taps, qemuTap{fmt.Sprintf("net%d", i), tap, mac.String()})
 	}
 	var files []File
 	for _, name := range []string{"microvm-run", "microvm-shutdown"} {

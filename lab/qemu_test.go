@@ -8,10 +8,13 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // bootGuest starts the microVM's guest by itself, with a disk and a port of this
@@ -197,5 +200,56 @@ func TestGuest_Hang(t *testing.T) {
 	}
 	if !e.running() {
 		t.Error("a hung guest heeds the power button")
+	}
+}
+
+// orphanEnv makes the test binary the process that TestEmulator_diesWithParent
+// kills.
+const orphanEnv = "BLIXARD_LAB_TEST_ORPHAN"
+
+func TestEmulator_diesWithParent(t *testing.T) {
+	if os.Getenv(orphanEnv) != "" {
+		e, err := startEmulator([]string{"-accel", "tcg", "-M", q35, "-m", "64M"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Printf("pid %d\n", e.cmd.Process.Pid)
+		<-e.done
+		t.Fatal("QEMU ended first")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := exec.Command(self, "-test.run=^TestEmulator_diesWithParent$")
+	child.Env = append(os.Environ(), orphanEnv+"=1")
+	out, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer child.Wait()
+	defer child.Process.Kill()
+	var pid int
+	lines := bufio.NewScanner(out)
+	for pid == 0 && lines.Scan() {
+		_, _ = fmt.Sscanf(lines.Text(), "pid %d", &pid)
+	}
+	if pid == 0 {
+		t.Fatal("the child started no QEMU")
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := child.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	if n, err := unix.Poll(fds, 10_000); n != 1 {
+		t.Errorf("QEMU outlived its parent's SIGKILL by ten seconds: %v", err)
 	}
 }

@@ -6,13 +6,12 @@ set -eu
 rm -f {{.HostName}}.sock
 exec -a microvm@{{.HostName}} /usr/bin/qemu-system-x86_64 \
 	-name {{.HostName}} \
-	-M {{.Machine}},memory-backend=mem -accel {{.Accel}} -cpu max \
-	-m {{.MemoryMB}}M -smp {{.VCPUs}} -object memory-backend-memfd,id=mem,size={{.MemoryMB}}M,share=on \
+	-M {{.Machine}} -accel {{.Accel}} -cpu max -m {{.MemoryMB}}M -smp {{.VCPUs}} \
 	-nodefaults -no-user-config -no-reboot -display none \
 	-kernel {{.Kernel}} -initrd {{.Initramfs}} -append {{.CommandLine}} \
 	-chardev stdio,id=stdio,signal=off -serial chardev:stdio \
 	-qmp unix:{{.HostName}}.sock,server,nowait \
 	-drive id=vda,if=none,format=raw,cache=none,file={{.HostName}}.img -device virtio-blk-pci,drive=vda
 {{- range .Taps}} \
-	-netdev tap,id={{.Name}},ifname={{.Name}},script=no,downscript=no -device virtio-net-pci,netdev={{.Name}},mac={{.MAC}},romfile=
+	-netdev tap,id={{.ID}},ifname={{.Name}},script=no,downscript=no -device virtio-net-pci,netdev={{.ID}},mac={{.MAC}},romfile=
 {{- end}}
