@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -123,6 +124,11 @@ func cached(ctx context.Context, root, name string, build func(ctx context.Conte
 			return "", nil, err
 		}
 		if _, err := os.Stat(dir); err == nil {
+			// The lock's time is that of the last use, for forgetOld.
+			now := time.Now()
+			if err := os.Chtimes(path, now, now); err != nil {
+				return "", nil, errors.Join(err, use.release())
+			}
 			return dir, use, nil
 		}
 		if err := use.release(); err != nil {
@@ -157,8 +163,12 @@ func buildCached(ctx context.Context, path, dir string, build func(ctx context.C
 	return os.Rename(temp, dir)
 }
 
+// keepUnused is how long a cached thing outlives its last use: checkouts with
+// different recipes must not make each other's anew by turns.
+const keepUnused = 24 * time.Hour
+
 // forgetOld removes the cached folders prefix* in root other than keep that no
-// process holds a lock on.
+// process holds a lock on and none has used for keepUnused.
 func forgetOld(root, prefix, keep string) error {
 	locks, err := filepath.Glob(filepath.Join(root, prefix+"*.lock"))
 	if err != nil {
@@ -167,7 +177,8 @@ func forgetOld(root, prefix, keep string) error {
 	var errs []error
 	for _, path := range locks {
 		dir := strings.TrimSuffix(path, ".lock")
-		if filepath.Base(dir) == keep {
+		st, err := os.Stat(path)
+		if err != nil || filepath.Base(dir) == keep || time.Since(st.ModTime()) < keepUnused {
 			continue
 		}
 		lock, ok, err := tryLockFile(path, unix.LOCK_EX)

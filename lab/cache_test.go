@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -76,14 +77,20 @@ func TestForgetOld(t *testing.T) {
 		}
 		return lock
 	}
-	free, used, present := build("thing-free"), build("thing-used"), build("thing-present")
-	if err := errors.Join(free.Release(), present.Release()); err != nil {
+	free, used, recent, present := build("thing-free"), build("thing-used"), build("thing-recent"), build("thing-present")
+	if err := errors.Join(free.Release(), recent.Release(), present.Release()); err != nil {
 		t.Fatal(err)
+	}
+	long := time.Now().Add(-48 * time.Hour)
+	for _, name := range []string{"thing-free", "thing-used", "thing-present"} {
+		if err := os.Chtimes(filepath.Join(root, name+".lock"), long, long); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := lab.ForgetOld(root, "thing-", "thing-present"); err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]bool{"thing-free": false, "thing-used": true, "thing-present": true} {
+	for name, want := range map[string]bool{"thing-free": false, "thing-used": true, "thing-recent": true, "thing-present": true} {
 		if _, err := os.Stat(filepath.Join(root, name)); (err == nil) != want {
 			t.Errorf("%s: there %v, want %v", name, err == nil, want)
 		}

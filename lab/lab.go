@@ -106,8 +106,10 @@ func (l *Lab) explain(t testing.TB) {
 // no root yet: AddHost does, and prepares what hosts need, the root file system
 // included (see Setup). Close it.
 func Open(ctx context.Context, cfg Config) (_ *Lab, err error) {
+	// What cannot be removed, a process that no kill ends for one, is no reason
+	// not to begin.
 	if err := Sweep(ctx); err != nil {
-		return nil, err
+		say(cfg.Progress, "%v", err)
 	}
 	cache, err := CacheDir()
 	if err != nil {
