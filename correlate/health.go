@@ -67,10 +67,11 @@ func ending(s *blixard.VMStatus) string {
 	}
 }
 
-// judge makes the VM's verdict anew from its checks; prev is the one before.
-func judge(now time.Time, prev *blixard.VMHealth, s *blixard.VMStatus, helpers []blixard.Helper, stale bool) *blixard.VMHealth {
+// judge makes the VM's verdict anew from its checks; prev is the one before,
+// which says nothing of a VM that has just returned.
+func judge(now time.Time, prev *blixard.VMHealth, s *blixard.VMStatus, helpers []blixard.Helper, stale, returned bool) *blixard.VMHealth {
 	status, message, held := serviceState(s, helpers, stale)
-	if held && prev != nil {
+	if held && prev != nil && !returned {
 		return prev
 	}
 	c := blixard.HealthCheck{Name: blixard.CheckServiceState, Status: status, Message: message, Since: now}

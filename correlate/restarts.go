@@ -1,6 +1,9 @@
 package correlate
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // hour is the span that RestartsLastHour covers.
 const hour = time.Hour
@@ -19,9 +22,16 @@ type restart struct {
 	n  uint32
 }
 
-// add counts n restarts at a time not before the last one added.
-func (r *restarts) add(at time.Time, n uint32) {
-	if n == 0 {
+// add counts n restarts at a time, which is taken to be neither before the last
+// one added nor in the future: it may be of an earlier life's clock.
+func (r *restarts) add(now, at time.Time, n uint32) {
+	if last := len(r.entries) - 1; last >= 0 && at.Before(r.entries[last].at) {
+		at = r.entries[last].at
+	}
+	if at.After(now) {
+		at = now
+	}
+	if n == 0 || now.Sub(at) > hour {
 		return
 	}
 	if len(r.entries) == maxEntries {
@@ -41,11 +51,14 @@ func (r *restarts) prune(now time.Time) bool {
 	return i > 0
 }
 
-// within counts the restarts of the span that ends now.
-func (r *restarts) within(now time.Time, span time.Duration) int {
+// within counts the restarts of the span that ends now, but only those after
+// from.
+func (r *restarts) within(now time.Time, span time.Duration, from time.Time) int {
 	n := 0
-	for i := len(r.entries) - 1; i >= 0 && now.Sub(r.entries[i].at) <= span; i-- {
-		n += int(r.entries[i].n)
+	for i := len(r.entries) - 1; i >= 0 && now.Sub(r.entries[i].at) <= span && r.entries[i].at.After(from); i-- {
+		if !r.entries[i].at.After(now) {
+			n += int(r.entries[i].n)
+		}
 	}
 	return n
 }
@@ -57,4 +70,13 @@ func (r *restarts) count() int {
 		n += int(e.n)
 	}
 	return n
+}
+
+// before puts the restarts of an earlier life before those that are known.
+func (r *restarts) before(now time.Time, past []restart) {
+	known := r.entries
+	r.entries = nil
+	for _, e := range slices.Concat(past, known) {
+		r.add(now, e.at, e.n)
+	}
 }

@@ -278,7 +278,10 @@ func (u *unit) set(a string) (err error) {
 	case "result":
 		u.result = v
 	case "drop-in":
-		u.dropIns = []string{"/etc/systemd/system/microvm@" + u.vm + ".service.d/" + v}
+		u.dropIns = nil
+		if v != "none" {
+			u.dropIns = []string{"/etc/systemd/system/microvm@" + u.vm + ".service.d/" + v}
+		}
 	case "n":
 		number(func(n int64) { u.n = uint32(n) })
 	case "pid":

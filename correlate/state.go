@@ -71,7 +71,7 @@ func autoRestart(sub string) bool {
 // stopAsked reports whether a unit that ended in failed did so because it was
 // told to stop. systemd does not restart such a unit, so a unit in failed whose
 // Restart= setting covers its Result was stopped on purpose (service.c,
-// service_shall_restart); the start limit is the exception. A VM without a
+// service_shall_restart), unless it reached the start limit: see status. A VM without a
 // shutdown command ends like this at every stop.
 func stopAsked(restart, result string) bool {
 	switch result {
@@ -112,10 +112,19 @@ const (
 	dumped = 3
 )
 
-// status derives a VM's status from its unit's properties. jobStop says that a
-// stop job of the unit was seen since it last started, jobResult how a job that
-// should have started it failed ("" for none).
-func status(p *blixard.UnitProperties, jobStop bool, jobResult string) blixard.VMStatus {
+// end is what is known of the end of a unit's last run beside its properties.
+type end struct {
+	// jobStop says that a stop job of the unit was seen since it last started.
+	jobStop bool
+	// jobResult is how a job that should have started it failed, "" for none.
+	jobResult string
+	// restarted says that systemd counted a restart since the last run that is
+	// known, or may have.
+	restarted bool
+}
+
+// status derives a VM's status from its unit's properties.
+func status(p *blixard.UnitProperties, e end) blixard.VMStatus {
 	s := blixard.VMStatus{
 		State:        State(p.ActiveState, p.SubState),
 		Substate:     p.SubState,
@@ -153,15 +162,19 @@ func status(p *blixard.UnitProperties, jobStop bool, jobResult string) blixard.V
 	case killed, dumped:
 		s.ExitSignal = signalName(p.ExecMainStatus)
 	}
-	if s.State == blixard.StateFailed && (jobStop && s.Result != "start-limit-hit" || stopAsked(p.Restart, p.Result)) {
+	// At the start limit systemd keeps the result of the run before, counts the
+	// restart, and fails its job: the unit was restarted once too often, not
+	// stopped.
+	limit := s.Result == "start-limit-hit" || e.restarted || e.jobResult != ""
+	if s.State == blixard.StateFailed && s.Result != "start-limit-hit" && (e.jobStop || !limit && stopAsked(p.Restart, p.Result)) {
 		s.State = blixard.StateStopped
 		s.Intended = true
 	}
-	if s.State == blixard.StateStopped && jobStop {
+	if s.State == blixard.StateStopped && e.jobStop {
 		s.Intended = true
 	}
-	if s.State == blixard.StateStopped && jobResult != "" {
-		s.Result, s.Intended = jobResult, false
+	if s.State == blixard.StateStopped && e.jobResult != "" {
+		s.Result, s.Intended = e.jobResult, false
 	}
 	return s
 }

@@ -57,6 +57,12 @@ type Row struct {
 	Gone bool
 }
 
+// absent reports whether the unit is not loaded. One that others only refer to
+// is none either: systemd lists it as not found.
+func (r *Row) absent() bool {
+	return r.Gone || r.Unit.LoadState == "not-found" && r.Unit.ActiveState == "inactive"
+}
+
 // Observation is what one manager told at one moment.
 type Observation struct {
 	// Manager is "system" or "user:UID".
@@ -113,7 +119,14 @@ type vm struct {
 	// jobResult how its last start failed before it began.
 	jobStop   bool
 	jobResult string
-	installed bool
+	// run is the last run that was seen to be up, runRestarts NRestarts then.
+	run         string
+	runRestarts uint32
+	// stoppedRun is the run that a record says ended by a stop job.
+	stoppedRun string
+	// installed is the number of the last observation that listed the unit that
+	// installs the VM, 0 when the last complete one did not.
+	installed uint64
 	def       *Definition
 	// unreadable says that it is not known whether the files define it.
 	unreadable bool
@@ -125,6 +138,9 @@ type vm struct {
 	definition blixard.VMDefinition
 	health     *blixard.VMHealth
 	restarts   restarts
+	// ended is when it was last seen stopped or failed, or started by hand: the
+	// restarts before are no part of a crash loop after.
+	ended time.Time
 	// lastRestarts is NRestarts as last told.
 	lastRestarts *uint32
 	// heldRestarts wait to be told in one event while the VM crash loops.
@@ -141,6 +157,10 @@ type vm struct {
 	sighted string
 	// unverified says that the manager is away for longer than UnknownAfter.
 	unverified bool
+
+	// first is what was seen of it before its record could be read; nil when
+	// nothing was, and once it is known whether there is one.
+	first *firstSight
 
 	// rec is what the store holds or has been told; nil when nothing.
 	rec *recorded
@@ -188,6 +208,10 @@ type Tracker struct {
 
 	commands []blixard.Command
 	events   []blixard.Event
+	// early are the VMs' events that wait for SetRecords, earlyLost how many
+	// of them were dropped.
+	early     []blixard.Event
+	earlyLost uint64
 	// touched is the system's VMs whose unit started or stopped.
 	touched []string
 	changed bool
@@ -202,7 +226,8 @@ func New(cfg Config) *Tracker {
 func (t *Tracker) SetPolicy(cfg Config) { t.cfg = cfg }
 
 // Take hands over what is to be written and forgets it. Before SetRecords there
-// are events but no commands.
+// are only events of the node: what happens to a VM waits until it is known
+// whether the VM is recorded, and what its record says of the time before.
 func (t *Tracker) Take() ([]blixard.Command, []blixard.Event) {
 	c, e := t.commands, t.events
 	t.commands, t.events = nil, nil
@@ -242,58 +267,6 @@ func (t *Tracker) drop(v *vm) {
 // compare orders VMs by name, then by manager.
 func compare(v *vm, k key) int {
 	return cmp.Or(strings.Compare(v.name, k.name), strings.Compare(v.manager, k.manager))
-}
-
-// SetRecords tells what the store holds of this node's VMs, and its recent
-// events, once it can be read. What was observed meanwhile is compared with it.
-func (t *Tracker) SetRecords(now time.Time, records []blixard.VMRecord, events []blixard.Event) {
-	t.records = true
-	for i := range records {
-		r := &records[i]
-		v := t.vm(key{r.Manager, r.Name})
-		v.rec = &recorded{status: r.Status, definition: r.Definition, helpers: r.Helpers, health: r.Health,
-			staleSince: r.StaleSince, removedAt: r.RemovedAt, epoch: r.Epoch}
-		v.unit = r.Unit
-		v.dirty = true
-		if v.seen {
-			t.compareRecord(now, v, r)
-			continue
-		}
-		v.status, v.definition, v.health = r.Status, r.Definition, r.Health
-		v.staleSince = r.StaleSince
-		v.lastRestarts = r.Status.Restarts
-		v.confirmed = r.ObservedAt
-		for _, h := range r.Helpers {
-			v.helpers[h.Name] = helper{Helper: h}
-		}
-	}
-	for i := range events {
-		e := &events[i]
-		if e.Type != blixard.EventRestart || e.VM == "" || now.Sub(e.ObservedAt) > hour || e.ObservedAt.After(now) {
-			continue
-		}
-		if v := t.vms[key{e.Manager, e.VM}]; v != nil && !v.seen {
-			v.restarts.add(e.ObservedAt, uint32(e.Count))
-		}
-	}
-	for _, v := range t.order {
-		if v.seen {
-			t.reconcile(now, v)
-		}
-	}
-	t.changed = true
-}
-
-// compareRecord tells what happened to a VM, that was observed before its
-// record could be read, since that was written.
-func (t *Tracker) compareRecord(now time.Time, v *vm, r *blixard.VMRecord) {
-	switch {
-	case r.RemovedAt != nil:
-	case r.StaleSince != nil && !v.missing:
-		t.event(blixard.Event{ObservedAt: now, VM: v.name, Manager: v.manager, Type: blixard.EventReturned, To: string(v.status.State)})
-	case r.Status.State != v.status.State:
-		t.stateEvent(now, v, r.Status.State, "while the monitor was away")
-	}
 }
 
 // SetDefinitions tells what the host's files define, for the system's manager.
@@ -360,7 +333,9 @@ func (t *Tracker) SetDefinition(now time.Time, name string, d Definition) {
 func (t *Tracker) Observe(now time.Time, o Observation) {
 	m := t.manager(o.Manager)
 	if !m.lost.IsZero() {
-		t.nodeEvent(now, blixard.EventManagerReturned, o.Manager, fmt.Sprintf("%s manager reached again after %s", o.Manager, now.Sub(m.lost).Round(time.Millisecond)))
+		if !m.listed.IsZero() {
+			t.nodeEvent(now, blixard.EventManagerReturned, o.Manager, fmt.Sprintf("%s manager reached again after %s", o.Manager, now.Sub(m.lost).Round(time.Millisecond)))
+		}
 		m.lost, m.reason, m.hint = time.Time{}, "", ""
 	}
 	listed := m.listed
@@ -370,18 +345,22 @@ func (t *Tracker) Observe(now time.Time, o Observation) {
 	}
 	t.turn++
 	touched := map[*vm]bool{}
+	var installs []*Row
 	for i := range o.Rows {
 		r := &o.Rows[i]
-		if r.Kind == KindTarget {
+		switch r.Kind {
+		case KindTarget:
 			m.targetActive = r.Unit.ActiveState == "active"
 			continue
+		case KindInstall:
+			installs = append(installs, r) // their VMs may come later
+			continue
 		}
-		// A unit that is only referred to is no VM: systemd lists it as not found.
-		absent := r.Gone || r.Unit.LoadState == "not-found" && r.Unit.ActiveState == "inactive"
+		absent := r.absent()
 		k := key{o.Manager, r.VM}
 		v := t.vms[k]
 		if v == nil {
-			if absent || r.Kind == KindInstall {
+			if absent {
 				continue
 			}
 			v = t.vm(k)
@@ -391,18 +370,30 @@ func (t *Tracker) Observe(now time.Time, o Observation) {
 			v.unit = r.Unit.Name
 			if absent {
 				v.setUnloaded()
+				v.unverified, v.confirmed = false, now
 			} else {
 				v.setLoaded(now, r)
 				v.turn = t.turn
+				v.confirm(now)
 			}
 			touched[v] = true
 		case KindHelper:
 			t.setHelper(now, v, r, absent)
 			touched[v] = true
-		case KindInstall:
-			if v.installed == absent {
-				v.installed, v.dirty = !absent, true
-			}
+		}
+	}
+	for _, r := range installs {
+		v := t.vms[key{o.Manager, r.VM}]
+		if v == nil {
+			continue
+		}
+		if r.absent() != (v.installed == 0) {
+			v.dirty = true
+			touched[v] = true
+		}
+		v.installed = 0
+		if !r.absent() {
+			v.installed = t.turn
 		}
 	}
 	for name, result := range o.Jobs {
@@ -414,9 +405,6 @@ func (t *Tracker) Observe(now time.Time, o Observation) {
 	if o.Complete {
 		t.complete(now, o.Manager, listed)
 		return
-	}
-	for v := range touched {
-		v.confirm(now)
 	}
 	for _, v := range t.order {
 		if touched[v] {
@@ -437,6 +425,9 @@ func (t *Tracker) complete(now time.Time, manager string, before time.Time) {
 		if v.loaded && v.turn != t.turn {
 			v.setUnloaded()
 		}
+		if v.installed != 0 && v.installed != t.turn {
+			v.installed, v.dirty = 0, true
+		}
 		for name, h := range v.helpers {
 			if h.turn != t.turn {
 				delete(v.helpers, name)
@@ -448,12 +439,16 @@ func (t *Tracker) complete(now time.Time, manager string, before time.Time) {
 			v.unverified, v.dirty = false, true
 		}
 		switch {
-		case v.loaded || system && (v.def != nil || v.unreadable):
+		case v.loaded || system && v.def != nil && !v.unreadable:
 			v.present()
 			v.confirmed = time.Time{}
 			t.update(now, v)
-		case system && !(t.filesKnown && t.filesComplete):
-			// The files cannot be read, so nothing can be said to be missing.
+		case system && (v.unreadable || !(t.filesKnown && t.filesComplete)):
+			// Its files cannot be read, so it can be said neither to be missing
+			// nor to have returned.
+			if v.seen && !v.missing {
+				v.confirmed = time.Time{}
+			}
 			t.update(now, v)
 		default:
 			t.miss(now, v, before)
@@ -551,7 +546,7 @@ func (t *Tracker) Tick(now time.Time) {
 		if v.restarts.prune(now) {
 			v.dirty, t.changed = true, true
 		}
-		if v.status.State == blixard.StateCrashlooping && v.seen {
+		if v.status.State == blixard.StateCrashlooping && v.seen && t.manager(v.manager).lost.IsZero() {
 			t.update(now, v)
 		}
 		if v.heldRestarts > 0 && t.told(v) {
@@ -559,13 +554,26 @@ func (t *Tracker) Tick(now time.Time) {
 		}
 	}
 	for name, m := range t.managers {
-		if m.lost.IsZero() || now.Sub(m.lost) < t.cfg.UnknownAfter {
+		if m.lost.IsZero() {
 			continue
 		}
 		for _, v := range t.vms {
-			if v.manager == name && !v.unverified && v.sighted == "" {
+			last := m.listed
+			if v.confirmed.After(last) {
+				last = v.confirmed
+			}
+			if v.manager == name && !v.unverified && v.sighted == "" && now.Sub(last) >= t.cfg.UnknownAfter {
 				v.unverified, v.dirty, t.changed = true, true, true
 			}
+		}
+	}
+}
+
+// Flush makes the events that were held back, as before the end.
+func (t *Tracker) Flush(now time.Time) {
+	for _, v := range t.order {
+		if v.heldRestarts > 0 && t.told(v) {
+			t.restartEvent(now, v)
 		}
 	}
 }
@@ -576,6 +584,9 @@ func (t *Tracker) Remove(now time.Time, id blixard.VMID) bool {
 	v := t.vms[key{id.Manager, id.Name}]
 	if v == nil || v.rec == nil || v.rec.removedAt != nil {
 		return false
+	}
+	if v.heldRestarts > 0 {
+		t.restartEvent(now, v)
 	}
 	at := now
 	v.rec.removedAt = &at
@@ -602,6 +613,14 @@ func (t *Tracker) id(v *vm) blixard.VMID {
 
 func (t *Tracker) event(e blixard.Event) {
 	e.Node = t.cfg.Node
+	if e.VM != "" && !t.records {
+		if len(t.early) == maxEarly {
+			t.early = append(t.early[:0], t.early[1:]...)
+			t.earlyLost++
+		}
+		t.early = append(t.early, e)
+		return
+	}
 	t.events = append(t.events, e)
 }
 

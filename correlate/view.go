@@ -106,7 +106,7 @@ func (t *Tracker) show(v *vm) *blixard.VM {
 	case v.unverified:
 		unknown("not confirmed for too long: " + m.reason)
 	case v.sighted != "":
-		missing["state"], missing["health"] = v.sighted, v.sighted
+		unknown(v.sighted)
 	case v.staleSince != nil:
 		missing["state"] = "missing from its host"
 	case v.loaded && v.props == nil:

@@ -26,7 +26,7 @@ func (v *vm) setLoaded(now time.Time, r *Row) {
 	v.sighted = ""
 	switch {
 	case r.Unit.JobType == "stop", r.Unit.JobType == "restart" && r.Unit.ActiveState == "deactivating":
-		v.jobStop = true
+		v.jobStop, v.jobResult = true, ""
 	case r.Unit.ActiveState == "activating" && !autoRestart(r.Unit.SubState), r.Unit.ActiveState == "active":
 		v.jobStop, v.jobResult = false, ""
 	}
@@ -34,6 +34,9 @@ func (v *vm) setLoaded(now time.Time, r *Row) {
 	case r.Properties != nil:
 		v.props, v.dirty = r.Properties, true
 		v.countRestarts(now)
+		if p := r.Properties; p.Service && (p.ActiveState == "active" || p.ActiveState == "activating" && !autoRestart(p.SubState)) {
+			v.run, v.runRestarts = p.InvocationID, p.NRestarts
+		}
 	case r.Unread && v.props != nil:
 		v.props, v.dirty = nil, true
 	}
@@ -88,6 +91,11 @@ func (v *vm) countRestarts(now time.Time) {
 		delta := n
 		if n > *v.lastRestarts {
 			delta = n - *v.lastRestarts
+		} else {
+			// Started by hand; those counted below come after.
+			if at := now.Add(-1); v.ended.Before(at) {
+				v.ended = at
+			}
 		}
 		// What happened while nobody watched counts at the earliest time it can
 		// have had.
@@ -95,9 +103,7 @@ func (v *vm) countRestarts(now time.Time) {
 		if !v.seen && !v.confirmed.IsZero() {
 			at = v.confirmed
 		}
-		if now.Sub(at) <= hour {
-			v.restarts.add(at, delta)
-		}
+		v.restarts.add(now, at, delta)
 		v.heldRestarts += uint64(delta)
 	}
 	v.lastRestarts = &n
@@ -105,7 +111,7 @@ func (v *vm) countRestarts(now time.Time) {
 
 // confirm takes in that the status was confirmed for this VM alone.
 func (v *vm) confirm(now time.Time) {
-	v.confirmed, v.missing = now, false
+	v.confirmed, v.misses, v.missing = now, 0, false
 	if v.unverified {
 		v.unverified, v.dirty = false, true
 	}
@@ -129,20 +135,13 @@ func (v *vm) helperList() []blixard.Helper {
 func (t *Tracker) derive(now time.Time, v *vm) blixard.VMStatus {
 	switch {
 	case v.sighted != "":
-		return blixard.VMStatus{State: blixard.StateUnknown}
+		// What was known of it stands, but is not shown.
+		return v.status
 	case v.loaded && v.props != nil:
-		s := status(v.props, v.jobStop, v.jobResult)
-		switch {
-		case s.State == blixard.StateRunning, s.State == blixard.StateStarting, s.State == blixard.StateStopping && !v.jobStop:
-			// Between two runs a unit that loops stops for a moment unasked.
-			if v.restarts.within(now, t.cfg.CrashWindow) >= t.cfg.CrashRestarts {
-				s.State = blixard.StateCrashlooping
-			}
-		}
-		return s
+		return t.looping(now, v, status(v.props, v.ending()))
 	case v.loaded:
 		// Listed, but its properties could not be read.
-		return blixard.VMStatus{State: State(v.row.ActiveState, v.row.SubState), Substate: v.row.SubState}
+		return t.looping(now, v, blixard.VMStatus{State: State(v.row.ActiveState, v.row.SubState), Substate: v.row.SubState})
 	default:
 		s := blixard.VMStatus{State: blixard.StateStopped, Since: v.status.Since}
 		if v.status.State == blixard.StateStopped || v.status.State == blixard.StateFailed {
@@ -157,11 +156,41 @@ func (t *Tracker) derive(now time.Time, v *vm) blixard.VMStatus {
 	}
 }
 
+// looping takes in whether a VM that is up, or will be, is in a crash loop.
+func (t *Tracker) looping(now time.Time, v *vm, s blixard.VMStatus) blixard.VMStatus {
+	switch {
+	case s.State == blixard.StateRunning, s.State == blixard.StateStarting, s.State == blixard.StateStopping && !v.jobStop:
+		// Between two runs a unit that loops stops for a moment unasked.
+		if v.restarts.within(now, t.cfg.CrashWindow, v.ended) >= t.cfg.CrashRestarts {
+			s.State = blixard.StateCrashlooping
+		}
+	case s.State == blixard.StateStopped, s.State == blixard.StateFailed:
+		v.ended = now
+	}
+	return s
+}
+
+// ending is what is known of the end of the last run beside the properties.
+func (v *vm) ending() end {
+	e := end{jobStop: v.jobStop, jobResult: v.jobResult}
+	if p := v.props; p != nil {
+		var before uint32
+		if v.run == p.InvocationID {
+			before = v.runRestarts
+		}
+		e.restarted = p.NRestarts > before
+		e.jobStop = e.jobStop || v.stoppedRun != "" && v.stoppedRun == p.InvocationID
+	}
+	return e
+}
+
 // define puts together what files and units say of a VM.
 func (t *Tracker) define(v *vm) blixard.VMDefinition {
 	var d blixard.VMDefinition
 	if v.missing {
-		return v.definition
+		d = v.definition
+		d.Orphan = false // an orphan's unit is there
+		return d
 	}
 	if v.def != nil {
 		d = v.def.VMDefinition
@@ -172,7 +201,7 @@ func (t *Tracker) define(v *vm) blixard.VMDefinition {
 	if v.manager != blixard.SystemManager {
 		return d
 	}
-	declared := v.installed
+	declared := v.installed != 0
 	if v.props != nil {
 		for _, p := range v.props.DropInPaths {
 			if strings.Contains(p, "/microvm@"+v.name+".service.d/") {
@@ -197,6 +226,7 @@ func (t *Tracker) define(v *vm) blixard.VMDefinition {
 func (t *Tracker) update(now time.Time, v *vm) {
 	if v.manager == blixard.SystemManager && v.def != nil && !v.seen {
 		v.seen = !t.manager(blixard.SystemManager).listed.IsZero()
+		v.dirty = v.dirty || v.seen
 	}
 	if !v.seen && v.sighted == "" {
 		return
@@ -222,7 +252,7 @@ func (t *Tracker) update(now time.Time, v *vm) {
 			t.event(blixard.Event{ObservedAt: now, VM: v.name, Manager: v.manager, Type: blixard.EventReturned, To: string(v.status.State)})
 		}
 	}
-	v.health = judge(now, wasHealth, &v.status, v.helperList(), v.staleSince != nil)
+	v.health = judge(now, wasHealth, &v.status, v.helperList(), v.staleSince != nil, returned)
 	if !v.health.Equal(wasHealth) {
 		v.dirty = true
 	}
@@ -230,6 +260,9 @@ func (t *Tracker) update(now time.Time, v *vm) {
 		return
 	}
 	t.changed = true
+	if !t.records && v.sighted == "" {
+		t.firstSight(now, v)
+	}
 	if t.told(v) && (v.rec != nil || wasHealth != nil) {
 		t.tell(now, v, was, wasDef, wasHealth, returned)
 	}
@@ -257,6 +290,9 @@ func (t *Tracker) tell(now time.Time, v *vm, was blixard.VMStatus, wasDef blixar
 		t.stateEvent(now, v, was.State, "")
 	case was.State == blixard.StateRunning && was.InvocationID != v.status.InvocationID && was.InvocationID != "" && sameCount(was.Restarts, v.status.Restarts):
 		t.stateEvent(now, v, was.State, "started anew, not by systemd itself")
+	}
+	if !t.records {
+		return // SetRecords tells how these differ from the record
 	}
 	if wasDef.Config != v.definition.Config && wasDef.Config != "" && v.definition.Config != "" {
 		t.event(blixard.Event{ObservedAt: now, VM: v.name, Manager: v.manager, Type: blixard.EventConfig,
@@ -287,6 +323,11 @@ func (t *Tracker) flushRestarts(now time.Time, v *vm) {
 	if looping && !v.restartEventAt.IsZero() && now.Sub(v.restartEventAt) < restartEventEvery {
 		return
 	}
+	t.restartEvent(now, v)
+}
+
+// restartEvent tells of the restarts that were not told yet.
+func (t *Tracker) restartEvent(now time.Time, v *vm) {
 	detail := "restarted by systemd"
 	if v.heldRestarts > 1 {
 		detail = fmt.Sprintf("restarted by systemd %d times", v.heldRestarts)
@@ -309,7 +350,7 @@ func (t *Tracker) reconcile(now time.Time, v *vm) {
 		}
 		return
 	case v.rec.removedAt != nil:
-		if v.goneSinceRemoval && !v.missing {
+		if t.cfg.Adopt && v.goneSinceRemoval && !v.missing {
 			t.register(now, v)
 		}
 		return
@@ -334,6 +375,8 @@ func (t *Tracker) register(now time.Time, v *vm) {
 		Definition: v.definition, Helpers: helpers, ObservedAt: now, Readopt: v.rec != nil})
 	v.rec = &recorded{status: v.status, definition: v.definition, helpers: helpers, staleSince: v.staleSince}
 	v.goneSinceRemoval = false
+	// What happened before is no part of its history.
+	v.heldRestarts, v.restartEventAt = 0, time.Time{}
 	v.dirty, t.changed = true, true
 	t.event(blixard.Event{ObservedAt: now, VM: v.name, Manager: v.manager, Type: blixard.EventRegistered, To: string(v.status.State)})
 	if v.health != nil {
