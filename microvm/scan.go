@@ -393,6 +393,17 @@ func (r *reader) readlink(fd int, name string) (string, error) {
 	return string(r.link[:n]), nil
 }
 
+// storePath is the name of the store path that a link leads to.
+func (r *reader) storePath(link string) (string, bool) {
+	name, ok := inStore(r.storeDir, strings.TrimRight(link, "/"))
+	return name, ok && name != "" && !strings.Contains(name, "/") && name != "." && name != ".."
+}
+
+// outside is the reason for what is not known because of a link.
+func (r *reader) outside(link string) string {
+	return link + " does not lead to a path of " + r.storeDir
+}
+
 // runner tells what the link current and the runner behind it say. transient
 // means that the same link may tell more another time.
 func (r *reader) runner(d *Definition, current string) (transient bool) {
@@ -401,9 +412,9 @@ func (r *reader) runner(d *Definition, current string) (transient bool) {
 			d.Unavailable[f] = reason
 		}
 	}
-	path, ok := inStore(r.storeDir, strings.TrimRight(current, "/"))
-	if !ok || path == "" || strings.Contains(path, "/") || path == "." || path == ".." {
-		fields("current does not lead to a path of " + r.storeDir)
+	path, ok := r.storePath(current)
+	if !ok {
+		fields(r.outside("current"))
 		return false
 	}
 	if r.store == nil && r.storeErr == nil {
@@ -466,8 +477,15 @@ func (r *reader) runner(d *Definition, current string) (transient bool) {
 // config compares what the VM was started with to what it would be started with.
 func (r *reader) config(d *Definition, fd int, current string) (transient bool) {
 	booted, err := r.readlink(fd, "booted")
+	is, isOK := r.storePath(current)
+	was, wasOK := r.storePath(booted)
 	switch {
-	case err == nil && booted == current:
+	case err == nil && !isOK:
+		// Elsewhere what is behind an unchanged link may change.
+		d.Unavailable["config"] = r.outside("current")
+	case err == nil && !wasOK:
+		d.Unavailable["config"] = r.outside("booted")
+	case err == nil && was == is:
 		d.Config = blixard.ConfigCurrent
 	case err == nil:
 		d.Config = blixard.ConfigStale

@@ -185,6 +185,14 @@ func TestScanner_Scan(t *testing.T) {
 	planted("circle", func(p string) { h.link("vsock-cid", p) }, "too many links")
 	planted("behind", func(p string) { h.write(filepath.Dir(p)+"/f", ""); h.link("f/x", p) }, "not a directory")
 
+	// Links of which nobody can tell whether they name the same.
+	h.link("/home/a/result", at("own", "current"))
+	h.link("/home/a/result", at("own", "booted"))
+	expect("own", blixard.VMDefinition{}, with(noBoot, "hypervisor", outside, "host_name", outside, "vsock_cid", outside, "config", outside))
+	h.link(web+"/", at("lying", "current"))
+	h.link("/etc/passwd", at("lying", "booted"))
+	expect("lying", blixard.VMDefinition{Hypervisor: "qemu", HostName: "web-one", VsockCID: 10}, with(noBoot, "config", "booted does not lead to a path of "+h.store))
+
 	// Odd marks.
 	h.link(web, at("marks", "current"))
 	h.mkdir(at("marks", "booted"))
