@@ -17,7 +17,7 @@ func (h *Host) place(path string) (string, error) {
 	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
 		return "", fmt.Errorf("path %q on host %s is not absolute and clean", path, h.name)
 	}
-	if pid, err := h.pid(); err == nil {
+	if pid, err := h.PID(); err == nil {
 		return fmt.Sprintf("/proc/%d/root%s", pid, path), nil
 	}
 	return h.upper(path), nil

@@ -253,6 +253,3 @@ func (h *Host) AddZoo(ctx context.Context) (Zoo, error) {
 	}
 	return zoo, nil
 }
-
-// All are the names of all VMs of the zoo.
-func (z Zoo) All() []string { return slices.Concat(z.Running, z.Looping, z.Failing) }

@@ -140,9 +140,7 @@ func (h *Host) running() *bootedHost {
 func (h *Host) Running() bool { return h.running() != nil }
 
 // PID is the host's PID 1 as this machine counts it, for /proc.
-func (h *Host) PID() (int, error) { return h.pid() }
-
-func (h *Host) pid() (int, error) {
+func (h *Host) PID() (int, error) {
 	run := h.running()
 	if run == nil {
 		return 0, fmt.Errorf("host %s is off", h.name)

@@ -73,6 +73,13 @@ func TestHost_Start(t *testing.T) {
 	if got := run(t, h, "systemctl", "--version"); !strings.HasPrefix(got, "systemd 252 ") {
 		t.Errorf("systemctl --version: %s", got)
 	}
+	controllers, err := h.Controllers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := run(t, h, "cat", "/sys/fs/cgroup/cgroup.controllers"); got != strings.Join(controllers, " ") {
+		t.Errorf("the host has the controllers %q, Controllers says %q", got, controllers)
+	}
 	// The machine's own settings are not the host's to change.
 	if _, err := h.Exec(t.Context(), "sh", "-c", "echo x > /proc/sys/kernel/hostname"); err == nil {
 		t.Error("/proc/sys/kernel can be written")

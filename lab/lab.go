@@ -220,9 +220,6 @@ func (l *Lab) prepareHosts(ctx context.Context) error {
 	return nil
 }
 
-// ID names the lab on this machine.
-func (l *Lab) ID() string { return l.id }
-
 // Dir is the lab's folder, removed by Close. Others may keep files in it.
 func (l *Lab) Dir() string { return l.dir }
 

@@ -214,7 +214,7 @@ func (f *fabric) change(format string, args ...any) error {
 // is dialled from the host's own network namespace, where 127.0.0.1 is the host.
 // A host name in addr is looked up among the lab's hosts.
 func (h *Host) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	pid, err := h.pid()
+	pid, err := h.PID()
 	if err != nil {
 		return nil, err
 	}
