@@ -262,9 +262,12 @@ func (c *Client) border(parent context.Context, err error) error {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return blixard.Errorf(blixard.CodeUnavailable, "cannot reach blixard-monitor: nobody listens on %s", c.path).WithHint(startService)
 	}
-	var u *url.Error
-	if errors.As(err, &u) {
+	// What the transport wraps around it names sockets nobody typed.
+	if u, ok := errors.AsType[*url.Error](err); ok {
 		err = u.Err
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		err = op.Err
 	}
 	return blixard.Errorf(blixard.CodeUnavailable, "talk to blixard-monitor at %s: %v", c.path, err).WithHint(startService)
 }

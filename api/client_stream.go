@@ -77,10 +77,11 @@ func (c *Client) WatchVMs(ctx context.Context) iter.Seq2[blixard.VMFrame, error]
 // gap and goes on from now.
 func (c *Client) FollowEvents(ctx context.Context, q blixard.EventQuery) iter.Seq2[blixard.EventFrame, error] {
 	return func(yield func(blixard.EventFrame, error) bool) {
-		again := false
+		// known says that the daemon knew q.After, or gave it.
+		known := false
 		connect := func() *url.URL { return target(pathEvents, pathEvents, encodeEvents(q, true)) }
 		take := func(f blixard.EventFrame) bool {
-			again = true
+			known = true
 			if f.Event != nil && f.Index <= q.After {
 				return true
 			}
@@ -93,11 +94,11 @@ func (c *Client) FollowEvents(ctx context.Context, q blixard.EventQuery) iter.Se
 			if failed == nil {
 				return
 			}
-			if !again || blixard.ErrorCode(failed) != blixard.CodeNotFound || q.After == 0 {
+			if !known || blixard.ErrorCode(failed) != blixard.CodeNotFound || q.After == 0 {
 				yield(blixard.EventFrame{}, failed)
 				return
 			}
-			failed, again, q.After = nil, false, 0
+			failed, known, q.After = nil, false, 0
 			if !yield(blixard.EventFrame{Gap: true}, nil) {
 				return
 			}
@@ -112,7 +113,13 @@ func follow[F any](ctx context.Context, c *Client, connect func() *url.URL, take
 	pause.InitialInterval, pause.MaxInterval = firstPause, maxPause
 	connected, lost := false, false
 	for {
-		err := c.readStream(ctx, connect(), func(line []byte) (bool, error) {
+		opened := func() {
+			if lost {
+				c.cfg.OnStream(nil)
+			}
+			connected, lost = true, false
+		}
+		err := c.readStream(ctx, connect(), opened, func(line []byte) (bool, error) {
 			if e := lineError(line); e != nil {
 				return false, e
 			}
@@ -120,10 +127,6 @@ func follow[F any](ctx context.Context, c *Client, connect func() *url.URL, take
 			if err := json.Unmarshal(line, &f); err != nil {
 				return false, c.alien("decode a frame: " + err.Error())
 			}
-			if lost {
-				c.cfg.OnStream(nil)
-			}
-			connected, lost = true, false
 			pause.Reset()
 			return take(f), nil
 		})
@@ -148,9 +151,10 @@ func follow[F any](ctx context.Context, c *Client, connect func() *url.URL, take
 	}
 }
 
-// readStream makes one connection and gives each line of it to take, until that
-// says no (nil), or there is an error. A torn line is none.
-func (c *Client) readStream(ctx context.Context, u *url.URL, take func(line []byte) (more bool, err error)) error {
+// readStream makes one connection, says when it is open, and gives each line of
+// it to take, until that says no (nil), or there is an error. A torn line is
+// none.
+func (c *Client) readStream(ctx context.Context, u *url.URL, opened func(), take func(line []byte) (more bool, err error)) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	alarm := time.AfterFunc(c.cfg.Timeout, func() { cancel(context.DeadlineExceeded) })
@@ -169,6 +173,7 @@ func (c *Client) readStream(ctx context.Context, u *url.URL, take func(line []by
 	defer func() { _ = resp.Body.Close() }()
 	c.cfg.Logger.Debug("GET "+u.RequestURI(), "status", resp.StatusCode, "took", time.Since(start).Round(time.Microsecond))
 	alarm.Stop()
+	opened()
 	alarm = time.AfterFunc(silence, func() { cancel(errSilent) })
 	lines := bufio.NewReaderSize(resp.Body, 64<<10)
 	for {

@@ -17,6 +17,9 @@ import (
 // maxSocketPath is the longest path of a socket in bytes, the kernel's bound.
 const maxSocketPath = 107
 
+// besideSuffix ends the name under which a socket is made.
+const besideSuffix = ".new"
+
 // ErrInUse says that another daemon serves on the socket.
 var ErrInUse = errors.New("another daemon serves on it")
 
@@ -39,10 +42,10 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 	if !filepath.IsAbs(path) {
 		return nil, errors.New("the path is not absolute")
 	}
-	if len(path) > maxSocketPath {
-		return nil, fmt.Errorf("the path is longer than %d bytes", maxSocketPath)
+	if bound := maxSocketPath - len(besideSuffix); len(path) > bound {
+		return nil, fmt.Errorf("the path is longer than %d bytes", bound)
 	}
-	dir, base := filepath.Split(path)
+	dir := filepath.Dir(path)
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, err
 	}
@@ -54,12 +57,9 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 	if err := vacant(ctx, path); err != nil {
 		return nil, err
 	}
-	// The new socket gets its mode under a name beside, as long as the path so
-	// that the bound on paths holds, and is then moved over the old one.
-	beside := filepath.Join(dir, "~"+base[1:])
-	if base[0] == '~' {
-		beside = filepath.Join(dir, "."+base[1:])
-	}
+	// The new socket gets its mode under a name beside and is then moved over
+	// the old one.
+	beside := path + besideSuffix
 	if err := removeSocket(beside); err != nil {
 		return nil, err
 	}

@@ -225,16 +225,18 @@ func (s *server) followEvents(w http.ResponseWriter, r *request, q blixard.Event
 	if err != nil {
 		return err
 	}
+	var first *blixard.EventFrame
 	if q.After == 0 {
 		q.After = l.Index
+		first = &blixard.EventFrame{Index: l.Index}
 	}
 	st := &stream[blixard.EventFrame]{s: s, w: w,
 		index: func(f blixard.EventFrame) uint64 { return f.Index },
 		idle: func(last blixard.EventFrame) (blixard.EventFrame, bool) {
-			return blixard.EventFrame{Index: last.Index}, true
+			return blixard.EventFrame{Index: max(last.Index, q.After)}, true
 		},
 	}
-	st.serve(r.Request, &blixard.EventFrame{Index: q.After}, func(ctx context.Context) iter.Seq2[blixard.EventFrame, error] {
+	st.serve(r.Request, first, func(ctx context.Context) iter.Seq2[blixard.EventFrame, error] {
 		return s.cfg.Fleet.FollowEvents(ctx, q)
 	})
 	return nil

@@ -43,8 +43,8 @@ func Parse(b []byte) (*Script, error) {
 
 // Fleet answers from its Script.
 type Fleet struct {
-	mu      sync.Mutex
-	script  Script
+	mu     sync.Mutex
+	script Script
 	// changed is closed, and made anew, when the script changes; counted when
 	// streams, the number of those that wait, does.
 	changed, counted chan struct{}
@@ -54,7 +54,9 @@ type Fleet struct {
 var _ blixard.Fleet = (*Fleet)(nil)
 
 // New makes a Fleet. The script belongs to it from now on.
-func New(s *Script) *Fleet { return &Fleet{script: *s, changed: make(chan struct{}), counted: make(chan struct{})} }
+func New(s *Script) *Fleet {
+	return &Fleet{script: *s, changed: make(chan struct{}), counted: make(chan struct{})}
+}
 
 // Change edits the script; every stream looks at it again.
 func (f *Fleet) Change(edit func(*Script)) {
@@ -136,6 +138,10 @@ func (f *Fleet) VMs(context.Context) (blixard.List[blixard.VM], error) {
 func find(s Script, ref blixard.VMRef) ([]blixard.VM, error) {
 	var found []blixard.VM
 	for _, v := range s.VMs {
+		if v.ID == ref.Node+"/"+ref.Name && ref.Manager == "" {
+			// The whole address of a VM means that one.
+			return []blixard.VM{v}, nil
+		}
 		if ref.Match(v.VMID()) {
 			found = append(found, v)
 		}
