@@ -68,7 +68,7 @@ func TestDiscovery(t *testing.T) {
 	if vm := vms["idle"]; vm.State != blixard.StateStopped || vm.Provenance != blixard.ProvenanceDeclared {
 		t.Errorf("idle is %s, %q, want stopped and declared", vm.State, vm.Provenance)
 	}
-	for _, name := range hostile {
+	for _, name := range slices.Concat(hostile.Running, hostile.Failed, hostile.Skipped) {
 		if _, ok := vms[name]; !ok {
 			t.Errorf("the instance %q, which systemd lists, is not shown", name)
 		}

@@ -19,7 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/blixard/blixard/config"
-	"github.com/blixard/blixard/store"
+	store "github.com/blixard/blixard/zstore"
 )
 
 // version and commit are set when it is built.

@@ -23,7 +23,7 @@ import (
 	"github.com/blixard/blixard/metrics"
 	"github.com/blixard/blixard/microvm"
 	"github.com/blixard/blixard/monitor"
-	"github.com/blixard/blixard/store"
+	store "github.com/blixard/blixard/zstore"
 	"github.com/blixard/blixard/systemd"
 )
 
@@ -69,6 +69,7 @@ func serve(ctx context.Context, cfg config.Config, load func() (config.Config, e
 	if err := d.build(dir); err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, d.store.Close()) }()
 	d.log.Info("started", "version", version, "node", cfg.NodeName, "id", dir.NodeID(), "data_dir", cfg.DataDir, "socket", cfg.API.Socket)
 	return d.run(ctx, listeners)
 }
@@ -110,7 +111,7 @@ func (d *daemon) build(dir *store.Dir) (err error) {
 		return err
 	}
 	d.monitor = monitor.New(monitor.Config{Settings: settings, Node: node, BufferEvents: d.cfg.Events.Buffer,
-		Dial: d.dial, Users: cgroups{}, Store: &records{d.store, node.Name}, Meter: d.self, Log: d.log.With("part", "monitor")})
+		Dial: d.dial, Users: cgroups{}, Store: d.store, Meter: d.self, Log: d.log.With("part", "monitor")})
 	d.fleet = fleet.New(fleet.Config{Node: node, Host: d.monitor, Store: d.store})
 	return nil
 }
@@ -161,7 +162,13 @@ func (d *daemon) run(ctx context.Context, listeners []net.Listener) error {
 	start(&st, "store", func() error { return d.store.Run(storeCtx) })
 	start(&rest, "monitor", func() error { return d.monitor.Run(ctx) })
 	for i, l := range listeners {
-		start(&rest, "api", func() error { return api.Serve(ctx, l, d.handler(i == 0), d.log.With("part", "api")) })
+		start(&rest, "api", func() error {
+			h, err := d.handler(i == 0)
+			if err != nil {
+				return err
+			}
+			return api.Serve(ctx, l, h, d.log.With("part", "api"))
+		})
 	}
 	start(&rest, "notify", func() error { return d.tell(ctx) })
 	start(&rest, "reload", func() error { return d.reloads(ctx) })
@@ -181,14 +188,14 @@ func (d *daemon) run(ctx context.Context, listeners []net.Listener) error {
 }
 
 // handler is the whole API on the socket, and the metrics alone elsewhere.
-func (d *daemon) handler(whole bool) http.Handler {
+func (d *daemon) handler(whole bool) (http.Handler, error) {
 	m := metrics.NewHandler(d.fleet, d.self)
 	if !whole {
 		mux := http.NewServeMux()
 		mux.Handle("GET /metrics", m)
 		mux.Handle("GET /healthz", http.HandlerFunc(d.healthz))
 		mux.Handle("GET /readyz", http.HandlerFunc(d.readyz))
-		return mux
+		return mux, nil
 	}
 	return api.NewServer(api.ServerConfig{Fleet: d.fleet, Logger: d.log.With("part", "api"), Version: version,
 		Authorizer: api.SocketAuthorizer{UID: uint32(os.Getuid()), Group: d.cfg.API.Group},
