@@ -43,8 +43,9 @@ type Config struct {
 	// UID, if not nil, is the user whose manager to dial. Unless the process
 	// runs as that user it needs CAP_SETUID: a user's bus lets only its user in.
 	UID *uint32
-	// Timeout bounds each call, 0 means DefaultTimeout. While the manager
-	// reloads a call may take reloadTimeout.
+	// Timeout bounds each call, 0 means DefaultTimeout. A call to a manager that
+	// said that it reloads, or that is away from its bus for a moment as when it
+	// re-executes itself, may take 30 s.
 	Timeout time.Duration
 	// Filter says which units' changes to tell, by name; nil means all. It runs
 	// in the reader of the connection and must not block.
