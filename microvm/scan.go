@@ -333,7 +333,7 @@ func (r *reader) folder(stateFD int, dir, name string, kept *folder) (*folder, e
 		fd, err = unix.Openat(stateFD, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		return err
 	})
-	if err == unix.ELOOP || err == unix.ENOTDIR {
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
 		return &folder{stamp: stampOf(&st), reason: "is no folder", again: true}, nil
 	}
 	if err != nil {
@@ -383,7 +383,7 @@ func (r *reader) readlink(fd int, name string) (string, error) {
 		return err
 	})
 	switch {
-	case err == unix.EINVAL:
+	case errors.Is(err, unix.EINVAL):
 		return "", errNoLink
 	case err != nil:
 		return "", err
@@ -527,7 +527,7 @@ func (r *reader) provenance(d *Definition, fd int) (transient bool) {
 // ignoringEINTR repeats a system call that a signal interrupted.
 func ignoringEINTR(call func() error) error {
 	for {
-		if err := call(); err != unix.EINTR {
+		if err := call(); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}

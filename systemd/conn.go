@@ -157,7 +157,10 @@ func (c *Conn) begin(ctx context.Context) error {
 	}, managerName)
 	// A user's manager joins the bus a moment after the first who uses it: to
 	// subscribe waits for that.
-	if e, ok := errors.AsType[*CallError](err); err != nil && !(ok && e.away()) {
+	if e, ok := errors.AsType[*CallError](err); ok && e.away() {
+		err = nil
+	}
+	if err != nil {
 		return err
 	}
 	return c.subscribe(ctx)

@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"path/filepath"
 	"runtime"
@@ -65,10 +64,10 @@ func (b *fakeBus) serve(r *bufio.Reader) {
 		return
 	}
 	if b.refuse {
-		io.WriteString(b.conn, "REJECTED EXTERNAL\r\n")
+		b.write([]byte("REJECTED EXTERNAL\r\n"))
 		return
 	}
-	io.WriteString(b.conn, "OK 00112233445566778899aabbccddeeff\r\n")
+	b.write([]byte("OK 00112233445566778899aabbccddeeff\r\n"))
 	if line, err := r.ReadString('\n'); err != nil || line != "BEGIN\r\n" {
 		return
 	}

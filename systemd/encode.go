@@ -100,7 +100,8 @@ func checkPath(s string) error {
 	bad := len(s) > maxArgument || !strings.HasPrefix(s, "/") || s != "/" && strings.HasSuffix(s, "/") || strings.Contains(s, "//")
 	for i := 0; i < len(s) && !bad; i++ {
 		c := s[i]
-		bad = !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '/')
+		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '/'
+		bad = !letter
 	}
 	if bad {
 		return fmt.Errorf("%.300q is no object path", s)

@@ -325,7 +325,11 @@ func TestConn_frozenBus(t *testing.T) {
 	c := dial(t, cfg)
 	pid := exec(t, h, "systemctl", "show", "--value", "--property=MainPID", "dbus.service")
 	exec(t, h, "kill", "-STOP", pid)
-	defer h.Exec(context.WithoutCancel(t.Context()), "kill", "-CONT", pid)
+	defer func() {
+		if _, err := h.Exec(context.WithoutCancel(t.Context()), "kill", "-CONT", pid); err != nil {
+			t.Error(err)
+		}
+	}()
 	// More than may be in flight.
 	errs := make(chan error)
 	began := time.Now()
