@@ -61,7 +61,21 @@ func TestMachine(t *testing.T) {
 		}
 	})
 	t.Run("modules", func(t *testing.T) {
-		onMachine(t, m, "modprobe", "--all", "dm-flakey", "dm-delay", "sch_netem", "vhost_vsock", "tun", "overlay", "nf_tables")
+		onMachine(t, m, "modprobe", "--all", "dm-delay", "vhost_vsock", "tun", "overlay", "nf_tables")
+		// A disk that fails, and a network that delays.
+		if out, err := m.Exec(ctx, "sh", "-ec", `
+			truncate -s 8M /srv/flaky
+			loop=$(losetup --find --show /srv/flaky)
+			dmsetup create flaky --noudevsync --table "0 16384 flakey $loop 0 0 1"
+			dmsetup mknodes
+			! dd if=/dev/zero of=/dev/mapper/flaky bs=4k count=1 oflag=direct
+			dmsetup remove --noudevsync flaky
+			tc qdisc add dev lo root netem delay 50ms
+			ping -c 1 127.0.0.1`); err != nil {
+			t.Error(err)
+		} else if _, after, _ := strings.Cut(out, "time="); !strings.HasPrefix(after, "10") {
+			t.Errorf("a ping delayed by 50 ms each way: %s", out)
+		}
 	})
 	t.Run("clock", func(t *testing.T) {
 		if err := m.SetClock(ctx, time.Now().Add(-time.Hour)); err != nil {
