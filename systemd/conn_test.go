@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,6 +33,8 @@ type fakeBus struct {
 	conn   net.Conn
 	mu     sync.Mutex // held while a message is written
 	ended  chan struct{}
+	// subscribed counts calls of Subscribe.
+	subscribed atomic.Int32
 }
 
 // newFakeBus listens; the bus serves one connection.
@@ -79,7 +82,10 @@ func (b *fakeBus) serve(r *bufio.Reader) {
 		switch m.Headers[dbus.FieldMember].Value() {
 		case "Hello":
 			b.answer(m, ":1.9")
-		case "AddMatch", "Subscribe":
+		case "Subscribe":
+			b.subscribed.Add(1)
+			b.answer(m)
+		case "AddMatch":
 			b.answer(m)
 		case "GetNameOwner":
 			b.answer(m, ":1.2")
@@ -311,6 +317,68 @@ func TestConn_slowReload(t *testing.T) {
 	h, err := c.Hints(t.Context())
 	if err != nil || !h.All || h.Reloading {
 		t.Errorf("%+v, %v", h, err)
+	}
+}
+
+// A manager that leaves the bus and comes back is waited for, and knows nothing
+// of who had subscribed.
+func TestConn_ownerChanged(t *testing.T) {
+	owner := func(old, new string) *dbus.Message {
+		m := signalMessage(busPath, busIface, "NameOwnerChanged", managerName, old, new)
+		m.Headers[dbus.FieldSender] = dbus.MakeVariant(busName)
+		return m
+	}
+	asked := 0
+	back := make(chan bool)
+	b := newFakeBus(t, func(b *fakeBus, m *dbus.Message) {
+		if asked++; asked > 1 {
+			b.answer(m, someRows(1))
+			return
+		}
+		// As a bus does when the manager leaves with a call unanswered.
+		b.send(owner(":1.2", ""))
+		b.send(errorMessage(m.Serial(), busName+".Error.NoReply", "Message recipient disconnected"))
+		close(back)
+	})
+	c := b.dial()
+	errs := make(chan error, 1)
+	go func() {
+		units, err := c.ListUnits(t.Context())
+		if err == nil && len(units) != 1 {
+			err = fmt.Errorf("%+v", units)
+		}
+		errs <- err
+	}()
+	<-back
+	b.send(owner("", ":1.7"))
+	if err := <-errs; err != nil {
+		t.Error(err)
+	}
+	if h, err := c.Hints(t.Context()); err != nil || !h.All {
+		t.Errorf("%+v, %v", h, err)
+	}
+	if n := b.subscribed.Load(); n != 2 {
+		t.Errorf("subscribed %d times", n)
+	}
+	// Its signals count, and those of the connection it had no more.
+	for _, sender := range []string{":1.2", ":1.7"} {
+		m := signalMessage(managerPath, managerIface, "UnitNew", "from"+sender, dbus.ObjectPath("/x"))
+		m.Headers[dbus.FieldSender] = dbus.MakeVariant(sender)
+		b.send(m)
+	}
+	if h, err := c.Hints(t.Context()); err != nil || !slices.Equal(h.Units, []string{"from:1.7"}) {
+		t.Errorf("%+v, %v", h, err)
+	}
+	// Away for good: calls end after their time, and say why.
+	c.timeout = 20 * time.Millisecond
+	b.send(owner(":1.7", ""))
+	for {
+		if _, err := c.ListUnits(t.Context()); err != nil {
+			if !errors.Is(err, errAway) {
+				t.Error(err)
+			}
+			break
+		}
 	}
 }
 
