@@ -52,21 +52,21 @@ func lockFile(ctx context.Context, path string, how int) (*fileLock, error) {
 	}
 	// flock cannot be cancelled: a thread of its own waits, and takes the lock
 	// away with it when nobody wants it any more.
-	locked := make(chan error, 1)
+	var failed error // valid when locked is closed
+	locked := make(chan struct{})
 	go func() {
+		defer close(locked)
 		for {
-			err := unix.Flock(int(f.Fd()), how)
-			if !errors.Is(err, syscall.EINTR) {
-				locked <- err
+			if failed = unix.Flock(int(f.Fd()), how); !errors.Is(failed, syscall.EINTR) {
 				return
 			}
 		}
 	}()
 	select {
-	case err := <-locked:
-		if err != nil {
+	case <-locked:
+		if failed != nil {
 			f.Close()
-			return nil, fmt.Errorf("lock %s: %w", path, err)
+			return nil, fmt.Errorf("lock %s: %w", path, failed)
 		}
 		if !named(f, path) {
 			// Removed while this process waited: another file has the name now.
@@ -194,15 +194,11 @@ func forgetOld(root, prefix, keep string) error {
 	return errors.Join(errs...)
 }
 
-// goTool is the go command: the one on the PATH, else the one this program was
-// built with.
+// goTool is the go command.
 func goTool() (string, error) {
-	if path, err := exec.LookPath("go"); err == nil {
-		return path, nil
-	}
-	path := filepath.Join(runtime.GOROOT(), "bin", "go")
-	if _, err := os.Stat(path); err != nil {
-		return "", errors.New("find go: not on the PATH; the lab builds its helpers with it")
+	path, err := exec.LookPath("go")
+	if err != nil {
+		return "", fmt.Errorf("find go, with which the lab builds its helpers; type: export PATH=$PATH:/usr/local/go/bin: %w", err)
 	}
 	return path, nil
 }

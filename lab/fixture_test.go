@@ -208,6 +208,7 @@ func TestHost_AddVM_hypervisors(t *testing.T) {
 }
 
 func TestHost_AddZoo(t *testing.T) {
+	t.Parallel() // It waits, mostly.
 	h := microVMHost(t)
 	zoo, err := h.AddZoo(t.Context())
 	if err != nil {

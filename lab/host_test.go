@@ -105,6 +105,7 @@ func TestHost_Start(t *testing.T) {
 }
 
 func TestHost_Start_failure(t *testing.T) {
+	t.Parallel() // It waits, mostly.
 	l := lab.New(t)
 	h, err := l.AddHost("h1")
 	if err != nil {
@@ -117,7 +118,7 @@ func TestHost_Start_failure(t *testing.T) {
 	if err := h.Symlink("../endless.service", "/etc/systemd/system/multi-user.target.wants/endless.service"); err != nil {
 		t.Fatal(err)
 	}
-	err = h.Start(within(t, 2*time.Second))
+	err = h.Start(within(t, 4*time.Second))
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("error %v, want the deadline", err)
 	}

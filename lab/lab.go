@@ -146,7 +146,7 @@ func base() (string, error) {
 }
 
 // openDir makes the lab's folder with its lock, and starts the keeper.
-func (l *Lab) openDir(ctx context.Context) error {
+func (l *Lab) openDir(ctx context.Context) (err error) {
 	root, err := base()
 	if err != nil {
 		return err
@@ -161,7 +161,7 @@ func (l *Lab) openDir(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer guard.release()
+	defer func() { err = errors.Join(err, guard.release()) }()
 	if err := os.Mkdir(l.dir, 0o711); err != nil {
 		return err
 	}
@@ -319,7 +319,10 @@ func (l *Lab) release() error {
 }
 
 func (l *Lab) waitKeeper() error {
-	killer := time.AfterFunc(closeTimeout, func() { l.keeper.Process.Kill() })
+	killer := time.AfterFunc(closeTimeout, func() {
+		// Wait tells of the kill; one that came too late is none.
+		_ = l.keeper.Process.Kill()
+	})
 	defer killer.Stop()
 	if err := l.keeper.Wait(); err != nil {
 		return fmt.Errorf("keeper: %w: %s", err, strings.TrimSpace(l.keeperLog.String()))
@@ -329,7 +332,7 @@ func (l *Lab) waitKeeper() error {
 
 // Sweep removes what labs of this user left whose process and keeper were both
 // killed. Living labs are not touched.
-func Sweep(ctx context.Context) error {
+func Sweep(ctx context.Context) (err error) {
 	root, err := base()
 	if err != nil {
 		return err
@@ -338,7 +341,7 @@ func Sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer guard.release()
+	defer func() { err = errors.Join(err, guard.release()) }()
 	entries, err := os.ReadDir(root)
 	if err != nil {
 		return err
@@ -354,7 +357,7 @@ func Sweep(ctx context.Context) error {
 	return nil
 }
 
-func sweepOne(ctx context.Context, dir string) error {
+func sweepOne(ctx context.Context, dir string) (err error) {
 	// Nobody makes a folder while the caller holds the lock on all of them: one
 	// without its lock file is being removed, or its removal was cut short.
 	if _, err := os.Stat(dir + "/lab"); errors.Is(err, fs.ErrNotExist) {
@@ -368,7 +371,7 @@ func sweepOne(ctx context.Context, dir string) error {
 	if err != nil || !ok {
 		return err
 	}
-	defer lock.release()
+	defer func() { err = errors.Join(err, lock.release()) }()
 	cache, err := CacheDir()
 	if err != nil {
 		return err
@@ -377,7 +380,7 @@ func sweepOne(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	defer use.release()
+	defer func() { err = errors.Join(err, use.release()) }()
 	if out, err := exec.CommandContext(ctx, path, "sweep", dir).CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, bytes.TrimSpace(out))
 	}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -125,13 +124,8 @@ func TestLab_AddHost(t *testing.T) {
 	}
 }
 
-// childEnv tells a test binary to be the child of a test: childHang waits for its
-// end, childClose closes its lab when its standard input ends.
-const (
-	childEnv   = "BLIXARD_LAB_TEST_CHILD"
-	childHang  = "hang"
-	childClose = "close"
-)
+// childEnv tells a test binary to be the child of a test.
+const childEnv = "BLIXARD_LAB_TEST_CHILD"
 
 // TestMain runs the tests, or the process that some of them start.
 func TestMain(m *testing.M) {
@@ -160,10 +154,6 @@ func child() error {
 		return errors.Join(err, l.Close())
 	}
 	fmt.Printf("CHILD %s %s %d %d\n", l.Dir(), hosts[0].Cgroup(), pid, l.KeeperPID())
-	if os.Getenv(childEnv) == childClose {
-		_, err := io.Copy(io.Discard, os.Stdin)
-		return errors.Join(err, l.Close())
-	}
 	select {}
 }
 
@@ -180,7 +170,7 @@ func TestLab_leftovers(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			cmd := exec.Command(os.Args[0])
-			cmd.Env = append(os.Environ(), childEnv+"="+childHang)
+			cmd.Env = append(os.Environ(), childEnv+"=1")
 			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 			out, err := cmd.StdoutPipe()
 			if err != nil {

@@ -52,7 +52,7 @@ func Check() error {
 		return fmt.Errorf("the lab needs linux/amd64, this is %s/%s", runtime.GOOS, runtime.GOARCH)
 	}
 	if os.Geteuid() != 0 {
-		return errors.New("the lab's hosts need root; type: sudo -E env PATH=$PATH go test ./...")
+		return errors.New("the lab's hosts need root; type: sudo -E env PATH=$PATH make test")
 	}
 	tools := []string{"nsenter"}
 	if !haveRootFS() {
@@ -70,7 +70,7 @@ func Check() error {
 // Setup brings a Debian machine to where labs start at once: it installs missing
 // packages and fills the cache. It needs root and tells progress in words, one
 // line a step. Doing it again costs a few milliseconds.
-func Setup(ctx context.Context, progress io.Writer) error {
+func Setup(ctx context.Context, progress io.Writer) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("set up the lab: needs root; type: sudo -E env PATH=$PATH go run ./lab/cmd/lab setup")
 	}
@@ -94,7 +94,7 @@ func Setup(ctx context.Context, progress io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer lock.release()
+	defer func() { err = errors.Join(err, lock.release()) }()
 	root, err := OpenRootFS(ctx, progress)
 	if err != nil {
 		return err

@@ -47,30 +47,24 @@ type Spec struct {
 }
 
 func main() {
-	if len(os.Args) < 2 {
-		fail(errors.New("a helper of the lab: not for use by hand"))
-	}
-	var err error
-	switch mode := os.Args[1]; {
-	case mode == "init":
-		err = runInit()
-	case mode == "keep" && len(os.Args) == 3:
-		err = keep(os.Args[2])
-	case mode == "sweep" && len(os.Args) == 3:
-		err = sweep(os.Args[2])
-	case mode == "hold":
-		err = hold()
-	default:
-		err = fmt.Errorf("unknown mode %q", mode)
-	}
-	if err != nil {
-		fail(err)
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "hostinit:", err)
+		os.Exit(1)
 	}
 }
 
-func fail(err error) {
-	fmt.Fprintln(os.Stderr, "hostinit:", err)
-	os.Exit(1)
+func run(args []string) error {
+	switch {
+	case len(args) == 1 && args[0] == "init":
+		return runInit()
+	case len(args) == 2 && args[0] == "keep":
+		return keep(args[1])
+	case len(args) == 2 && args[0] == "sweep":
+		return sweep(args[1])
+	case len(args) == 1 && args[0] == "hold":
+		return hold()
+	}
+	return errors.New("a helper of the lab: not for use by hand")
 }
 
 // runInit turns this process into the host's systemd. It returns only with an
