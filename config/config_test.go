@@ -72,7 +72,7 @@ func TestConfig_Validate(t *testing.T) {
 	}{
 		{func(c *Config) { c.NodeName = "a b" }, `node_name: node name "a b"`},
 		{func(c *Config) { c.DataDir = "var" }, `data_dir: "var": want an absolute path`},
-		{func(c *Config) { c.DataDir = "/var/../etc" }, `want an absolute path without //, . and ..`},
+		{func(c *Config) { c.DataDir = "/var/../etc" }, `want an absolute path without //, . or .. in it`},
 		{func(c *Config) { c.DataDir = "/a\x00b" }, `without a NUL`},
 		{func(c *Config) { c.Interval = time.Second - 1 }, `interval: 999.999999ms is out of bounds; want 1s to 1h`},
 		{func(c *Config) { c.Interval = time.Hour + 1 }, `out of bounds`},

@@ -186,7 +186,7 @@ func checkPath(s string) error {
 	case s == "":
 		return errNotSet
 	case !filepath.IsAbs(s) || filepath.Clean(s) != s:
-		return fmt.Errorf("%q: want an absolute path without //, . and ..", s)
+		return fmt.Errorf("%q: want an absolute path without //, . or .. in it", s)
 	case len(s) > maxPath || strings.ContainsRune(s, 0):
 		return fmt.Errorf("%.100q…: want a path of at most %d bytes without a NUL", s, maxPath)
 	}

@@ -37,9 +37,10 @@ func NewHandler(source Source, self *Self) http.Handler {
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	format := expfmt.NegotiateIncludingOpenMetrics(r.Header)
-	if format.FormatType() != expfmt.TypeOpenMetrics {
-		format = expfmt.NewFormat(expfmt.TypeTextPlain)
+	// Without the escaping that was negotiated: no name here needs one.
+	format := expfmt.FmtText
+	if expfmt.NegotiateAccept(r.Header, expfmt.FmtOpenMetrics_1_0_0, expfmt.FmtText).FormatType() == expfmt.TypeOpenMetrics {
+		format = expfmt.FmtOpenMetrics_1_0_0
 	}
 	p := h.pages.Get().(*page)
 	defer h.pages.Put(p)
