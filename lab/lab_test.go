@@ -204,12 +204,13 @@ func TestLab_leftovers(t *testing.T) {
 			}
 			// It ends by the signal: that is what this test is about.
 			_ = cmd.Wait()
+			// Held by the keeper until it is done, or until the kernel is done with
+			// a killed one.
+			awaitUnlocked(t, dir+"/lab")
 			if tc.keeper {
 				if err := lab.Sweep(t.Context()); err != nil {
 					t.Fatal(err)
 				}
-			} else {
-				awaitUnlocked(t, dir+"/lab")
 			}
 			for _, path := range []string{dir, cgroup, fmt.Sprintf("/proc/%d/root/etc", pid)} {
 				if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
@@ -220,7 +221,7 @@ func TestLab_leftovers(t *testing.T) {
 	}
 }
 
-// awaitUnlocked waits until the lab's keeper, which holds this lock, is done.
+// awaitUnlocked waits until nobody holds the lock.
 func awaitUnlocked(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Open(path)
