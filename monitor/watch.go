@@ -120,6 +120,7 @@ func (w *watcher) lost(ctx context.Context, err error) {
 	if e, ok := errors.AsType[*blixard.Error](err); ok {
 		reason, hint = e.Message, e.Hint
 	}
+	reason = strings.ReplaceAll(reason, "\n", "; ")
 	var names []string
 	if w.sighted != nil {
 		units, serr := w.sighted()
@@ -135,6 +136,9 @@ func (w *watcher) lost(ctx context.Context, err error) {
 	w.deliver(ctx, func(now time.Time, t *correlate.Tracker) {
 		t.Lost(now, w.manager, reason, hint)
 		if len(names) > 0 {
+			if hint != "" {
+				reason += " (" + hint + ")"
+			}
 			t.Sighted(now, w.manager, names, reason)
 		}
 	})

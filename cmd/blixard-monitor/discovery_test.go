@@ -185,6 +185,7 @@ func TestRemove(t *testing.T) {
 	s.ok(s.StartVMs(ctx, "web-1"))
 	s.start()
 	s.awaitState(10*time.Second, blixard.StateRunning, "web-1")
+	s.settled()
 	s.exec("blixard", "vm", "remove", "web-1")
 	if vm := s.vms()["web-1"]; vm.RemovedAt == nil || vm.State != blixard.StateRunning {
 		t.Errorf("a removed VM that runs is shown as %+v", vm)

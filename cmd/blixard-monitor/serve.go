@@ -23,8 +23,8 @@ import (
 	"github.com/blixard/blixard/metrics"
 	"github.com/blixard/blixard/microvm"
 	"github.com/blixard/blixard/monitor"
-	store "github.com/blixard/blixard/zstore"
 	"github.com/blixard/blixard/systemd"
+	store "github.com/blixard/blixard/zstore"
 )
 
 // daemon is the running daemon: what main wires together.
@@ -69,7 +69,6 @@ func serve(ctx context.Context, cfg config.Config, load func() (config.Config, e
 	if err := d.build(dir); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.store.Close()) }()
 	d.log.Info("started", "version", version, "node", cfg.NodeName, "id", dir.NodeID(), "data_dir", cfg.DataDir, "socket", cfg.API.Socket)
 	return d.run(ctx, listeners)
 }
@@ -179,12 +178,14 @@ func (d *daemon) run(ctx context.Context, listeners []net.Listener) error {
 	rest.Wait()
 	stopStore()
 	st.Wait()
+	// A member that ends waits for its clients.
+	err := d.store.Close()
 	stopMember()
 	member.Wait()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
-		return cause
+		err = errors.Join(cause, err)
 	}
-	return nil
+	return err
 }
 
 // handler is the whole API on the socket, and the metrics alone elsewhere.
