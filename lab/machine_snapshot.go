@@ -169,7 +169,7 @@ func (r *bootedMachine) migrate(ctx context.Context, command string, state *os.F
 		select {
 		case <-tick.C:
 		case <-r.done:
-			return fmt.Errorf("QEMU ended: %v\n%s", r.err, r.console.String())
+			return r.ended()
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -111,6 +111,12 @@ func (e *emulator) running() bool {
 	}
 }
 
+// ended is the error for whom QEMU's end came too early, with what it said last.
+// done must be closed.
+func (e *emulator) ended() error {
+	return errors.Join(errors.New("QEMU ended"), e.err, errors.New(e.console.String()))
+}
+
 // awaitLine waits until the console has a line with that text.
 func (e *emulator) awaitLine(ctx context.Context, text string) error {
 	for {
@@ -121,7 +127,7 @@ func (e *emulator) awaitLine(ctx context.Context, text string) error {
 		select {
 		case <-changed:
 		case <-e.done:
-			return fmt.Errorf("QEMU ended before %q: %v\n%s", text, e.err, e.console.String())
+			return fmt.Errorf("before %q: %w", text, e.ended())
 		case <-ctx.Done():
 			return fmt.Errorf("wait for %q on the console: %w\n%s", text, ctx.Err(), e.console.String())
 		}
@@ -293,7 +299,7 @@ func qemuVersion(ctx context.Context) (string, error) {
 // machine's kernel, QEMU and user, and remembered. The device file alone proves
 // nothing: KVM under another hypervisor may open and never run a guest.
 func accelerator(ctx context.Context, boot *bootFiles) (string, error) {
-	if err := unix.Access("/dev/kvm", unix.R_OK|unix.W_OK); err != nil {
+	if !mayUseKVM() {
 		return "tcg", nil
 	}
 	version, err := qemuVersion(ctx)
@@ -325,6 +331,8 @@ func accelerator(ctx context.Context, boot *bootFiles) (string, error) {
 	accel, err := os.ReadFile(filepath.Join(dir, "accel"))
 	return string(accel), errors.Join(err, lock.release(), forgetOld(cache, "accel-", name))
 }
+
+func mayUseKVM() bool { return unix.Access("/dev/kvm", unix.R_OK|unix.W_OK) == nil }
 
 // tryKVM boots the microVM's guest with KVM until it is ready.
 func tryKVM(ctx context.Context, boot *bootFiles) error {

@@ -135,7 +135,7 @@ func qemuFiles(data qemuData, vm VM, opts GuestOptions) ([]File, error) {
 	// Shell, QEMU, socat and the kernel each have marks of their own.
 	for _, name := range append([]string{vm.HostName}, vm.Taps...) {
 		if strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") != "" {
-			return nil, fmt.Errorf("name %q: a real guest's has only letters, digits and - _ .", name)
+			return nil, fmt.Errorf("name %q: only letters, digits and - _ . may be in a real guest's", name)
 		}
 	}
 	data.HostName, data.CommandLine = vm.HostName, quote(line)

@@ -230,8 +230,11 @@ func TestEmulator_diesWithParent(t *testing.T) {
 	if err := child.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer child.Wait()
-	defer child.Process.Kill()
+	defer func() {
+		// Killed below already unless the test has failed.
+		_ = child.Process.Kill()
+		_ = child.Wait()
+	}()
 	var pid int
 	lines := bufio.NewScanner(out)
 	for pid == 0 && lines.Scan() {

@@ -46,7 +46,7 @@ func run() error {
 		return err
 	}
 	if args["lab.role"] == "machine" {
-		return runStage(args)
+		return runStage()
 	}
 	return runMicroVM(args)
 }

@@ -222,14 +222,13 @@ func (g *guest) watchPowerButton() error {
 			return fmt.Errorf("open power button: %w", err)
 		}
 		go func() {
-			if err := g.readButton(f); err != nil {
-				g.complain(err)
-			}
+			g.complain(g.readButton(f))
 		}()
 	}
 	return nil
 }
 
+// readButton heeds the button until that fails.
 func (g *guest) readButton(f *os.File) error {
 	event := make([]byte, inputEventSize)
 	for {

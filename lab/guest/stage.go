@@ -47,7 +47,7 @@ var idleUnits = []string{
 
 // runStage makes the machine's disk the root and becomes its systemd. What the
 // lab adds goes to /run: the disk stays what the root file system is.
-func runStage(args map[string]string) error {
+func runStage() error {
 	if err := setUpLink("lo", netip.MustParsePrefix("127.0.0.1/8")); err != nil {
 		return err
 	}
