@@ -54,8 +54,8 @@ func TestMachine(t *testing.T) {
 				t.Errorf("controllers%shave no %s", have, want)
 			}
 		}
-		out := onMachine(t, m, "systemd-run", "--wait", "--pipe", "--property=MemoryMax=64M", "--property=MemorySwapMax=0", "--property=OOMPolicy=continue",
-			"sh", "-c", "head -c 200M /dev/zero | tail; cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/memory.events")
+		out := onMachine(t, m, "systemd-run", "--wait", "--pipe", "--property=MemoryMax=24M", "--property=MemorySwapMax=0", "--property=OOMPolicy=continue",
+			"sh", "-c", "head -c 64M /dev/zero | tail; cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/memory.events")
 		if !strings.Contains(out, "oom_kill 1") {
 			t.Errorf("memory.events of a unit over its limit: %s", out)
 		}
