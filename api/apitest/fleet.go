@@ -46,7 +46,7 @@ type Fleet struct {
 	mu     sync.Mutex
 	script Script
 	// changed is closed, and made anew, when the script changes; counted when
-	// streams, the number of those that wait, does.
+	// streams, the number of those that wait for it, does.
 	changed, counted chan struct{}
 	streams          int
 }
@@ -65,6 +65,7 @@ func (f *Fleet) Change(edit func(*Script)) {
 	edit(&f.script)
 	close(f.changed)
 	f.changed = make(chan struct{})
+	f.count(0)
 }
 
 // Emit commits events: each gets the next index.
@@ -78,7 +79,8 @@ func (f *Fleet) Emit(events ...blixard.Event) {
 	})
 }
 
-// AwaitStreams waits until that many streams wait for something to happen.
+// AwaitStreams waits until that many streams have sent all there is and wait for
+// a change.
 func (f *Fleet) AwaitStreams(ctx context.Context, n int) error {
 	for {
 		f.mu.Lock()
@@ -95,25 +97,31 @@ func (f *Fleet) AwaitStreams(ctx context.Context, n int) error {
 	}
 }
 
-// count counts a stream that waits, or waits no more.
-func (f *Fleet) count(d int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.streams += d
+// count counts streams that wait; the caller holds mu.
+func (f *Fleet) count(n int) {
+	f.streams = n
 	close(f.counted)
 	f.counted = make(chan struct{})
 }
 
 // wait waits for a change after the look that gave changed.
 func (f *Fleet) wait(ctx context.Context, changed <-chan struct{}) error {
-	f.count(1)
-	defer f.count(-1)
+	f.mu.Lock()
+	if changed == f.changed {
+		f.count(f.streams + 1)
+	}
+	f.mu.Unlock()
 	select {
-	case <-ctx.Done():
-		return blixard.Errorf(blixard.CodeUnavailable, "the stream ended: %v", context.Cause(ctx))
 	case <-changed:
 		return nil
+	case <-ctx.Done():
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if changed == f.changed {
+		f.count(f.streams - 1)
+	}
+	return blixard.Errorf(blixard.CodeUnavailable, "the stream ended: %v", context.Cause(ctx))
 }
 
 func (f *Fleet) look() (Script, <-chan struct{}) {

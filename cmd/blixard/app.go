@@ -64,6 +64,12 @@ func (a *app) run(ctx context.Context, args []string) int {
 
 // printError prints an error, what it could have meant, and what to do.
 func (a *app) printError(err error) {
+	if f, ok := errors.AsType[*faults](err); ok {
+		for _, line := range f.lines {
+			a.errorf("%s", safe(line))
+		}
+		return
+	}
 	e, ok := errors.AsType[*blixard.Error](err)
 	if !ok {
 		a.errorf("%s", safe(err.Error()))
@@ -72,6 +78,9 @@ func (a *app) printError(err error) {
 	a.errorf("%s", safe(e.Message))
 	for _, c := range e.Candidates {
 		fmt.Fprintf(a.stderr, "  %s\n", safe(c))
+	}
+	if e.Hint == "" && len(e.Candidates) > 0 {
+		fmt.Fprintln(a.stderr, "hint: say which of these")
 	}
 	if e.Hint != "" {
 		fmt.Fprintf(a.stderr, "hint: %s\n", safe(e.Hint))
@@ -97,7 +106,7 @@ func usagef(format string, args ...any) *blixard.Error {
 
 func (a *app) root() *cobra.Command {
 	root := a.group("blixard", "Watch microVMs that run as systemd services",
-		a.vmCommand(), a.eventsCommand(), a.nodeCommand(), a.clusterCommand(), a.versionCommand())
+		a.vmCommand(), a.eventsCommand(), a.nodeCommand(), a.clusterCommand(), a.configCommand(), a.versionCommand())
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	root.SilenceErrors, root.SilenceUsage = true, true

@@ -57,10 +57,7 @@ when something is degraded or not known, and 11 when it is critical.`,
 }
 
 func (p *page) cluster(c *blixard.ClusterStatus) {
-	p.b.WriteString("Cluster ")
-	if c.Store.ClusterID != "" {
-		p.b.WriteString(safe(c.Store.ClusterID) + "  ")
-	}
+	p.b.WriteString("Cluster " + safe(cmp.Or(c.Store.ClusterID, "-")) + "  ")
 	status := healthOf(c.Status)
 	paint(&p.b, safe(status.text), status.tone, p.color)
 	leader := "no leader known"
@@ -78,7 +75,7 @@ func (p *page) cluster(c *blixard.ClusterStatus) {
 		fmt.Fprintf(&p.b, "%s and %s wait to be written\n", plural(c.Store.Pending, "command"), plural(c.Store.Buffered, "event"))
 	}
 
-	t := &table{head: []string{"NODE", "STATUS", "VERSION", "VMS", "MEMBER", "STORE", "DB", "AGE"}}
+	t := newTable("NODE", "STATUS", "VERSION", "VMS", "MEMBER", "STORE", "DB", "AGE")
 	members := slices.Clone(c.Store.Members)
 	for i := range c.Nodes {
 		n := &c.Nodes[i]

@@ -196,6 +196,10 @@ func parseSince(s string) (time.Duration, error) {
 // followEvents prints the events there are and then each as it happens.
 func (a *app) followEvents(ctx context.Context, client *api.Client, v *view[blixard.Event], first []blixard.Event, q blixard.EventQuery) error {
 	t := v.newTable()
+	for i, c := range v.columns {
+		// What is to come is not known: room for the usual keeps columns straight.
+		t.width[i] = max(t.width[i], map[string]int{"vm": 12, "type": len(blixard.EventManagerReturned), "change": 20}[c.key])
+	}
 	for i := range first {
 		if v.format == "json" {
 			if err := a.printJSON(blixard.EventFrame{Event: &first[i], Index: first[i].Index}); err != nil {
@@ -221,7 +225,7 @@ func (a *app) followEvents(ctx context.Context, client *api.Client, v *view[blix
 		case v.format == "json":
 			err = a.printJSON(frame)
 		case frame.Gap:
-			err = a.print([]byte("-- events between these are no longer kept --\n"))
+			err = a.print([]byte("--- events between these are no longer kept ---\n"))
 		}
 		if err == nil && frame.Event != nil && v.format != "json" {
 			err = a.print(t.next(v.row(frame.Event), v.color))

@@ -3,10 +3,14 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"testing"
@@ -72,11 +76,15 @@ func (d *daemon) stop() error {
 // server on a real socket. Beside testscript's own commands they have:
 //
 //	fleet FILE [viewer|public]   serve the script in FILE
-//	stop, start                  stop serving, and serve again on the same socket
-//	await N                      wait until N streams wait for something to happen
+//	away, back                   stop serving, and serve again on the same socket
+//	await N                      wait until N streams have sent all there is
 //	emit FILE                    commit the events in FILE, a JSON array
 //	load FILE                    know what FILE says from now on
+//	trim INDEX                   keep no events up to the index
 //	fail CODE MESSAGE            answer everything with an error from now on
+//	get TARGET                   ask the API itself; the answer is stdout
+//	code COMMAND...              run a command; its exit code is stdout
+//	full COMMAND...              the same with its output going to a full disk
 func TestCLI(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:           "testdata/script",
@@ -105,8 +113,8 @@ func TestCLI(t *testing.T) {
 				}
 				ts.Check(d.start())
 			},
-			"stop":  func(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(ts.Value(daemonKey{}).(*daemon).stop()) },
-			"start": func(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(ts.Value(daemonKey{}).(*daemon).start()) },
+			"away": func(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(ts.Value(daemonKey{}).(*daemon).stop()) },
+			"back": func(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(ts.Value(daemonKey{}).(*daemon).start()) },
 			"await": func(ts *testscript.TestScript, _ bool, args []string) {
 				n, err := strconv.Atoi(args[0])
 				ts.Check(err)
@@ -122,6 +130,19 @@ func TestCLI(t *testing.T) {
 			"load": func(ts *testscript.TestScript, _ bool, args []string) {
 				s := readScript(ts, args[0])
 				ts.Value(daemonKey{}).(*daemon).fleet.Change(func(old *apitest.Script) { *old = *s })
+			},
+			"trim": func(ts *testscript.TestScript, _ bool, args []string) {
+				n, err := strconv.ParseUint(args[0], 10, 64)
+				ts.Check(err)
+				ts.Value(daemonKey{}).(*daemon).fleet.Change(func(s *apitest.Script) { s.Trimmed = n })
+			},
+			"get":  func(ts *testscript.TestScript, _ bool, args []string) { get(ts, args[0]) },
+			"code": func(ts *testscript.TestScript, _ bool, args []string) { code(ts, args, nil) },
+			"full": func(ts *testscript.TestScript, _ bool, args []string) {
+				f, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+				ts.Check(err)
+				defer func() { _ = f.Close() }()
+				code(ts, args, f)
 			},
 			"fail": func(ts *testscript.TestScript, _ bool, args []string) {
 				e := blixard.Errorf(blixard.Code(args[0]), "%s", args[1])
@@ -142,4 +163,37 @@ func readScript(ts *testscript.TestScript, name string) *apitest.Script {
 	s, err := apitest.Parse(b)
 	ts.Check(err)
 	return s
+}
+
+// get asks the API itself.
+func get(ts *testscript.TestScript, target string) {
+	d := ts.Value(daemonKey{}).(*daemon)
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var dialer net.Dialer
+		return dialer.DialContext(ctx, "unix", d.path)
+	}}
+	resp, err := (&http.Client{Transport: transport}).Get("http://blixard" + target)
+	ts.Check(err)
+	b, err := io.ReadAll(resp.Body)
+	ts.Check(err)
+	ts.Check(resp.Body.Close())
+	_, err = ts.Stdout().Write(b)
+	ts.Check(err)
+}
+
+// code runs a command and prints its exit code in place of its output.
+func code(ts *testscript.TestScript, args []string, stdout io.Writer) {
+	path, err := exec.LookPath(args[0])
+	ts.Check(err)
+	cmd := exec.Command(path, args[1:]...)
+	cmd.Dir = ts.MkAbs(".")
+	for _, v := range []string{"BLIXARD_ADDR", "BLIXARD_OUTPUT", "PATH", "HOME", "TZ"} {
+		cmd.Env = append(cmd.Env, v+"="+ts.Getenv(v))
+	}
+	cmd.Stdout, cmd.Stderr = stdout, ts.Stderr()
+	if _, failed := errors.AsType[*exec.ExitError](cmd.Run()); !failed && cmd.ProcessState == nil {
+		ts.Fatalf("%v did not run", args)
+	}
+	_, err = fmt.Fprintln(ts.Stdout(), cmd.ProcessState.ExitCode())
+	ts.Check(err)
 }

@@ -60,7 +60,7 @@ func (p *page) node(n *blixard.Node, now time.Time) {
 	}
 	if len(n.Managers) > 0 {
 		p.section("Managers")
-		t := &table{head: []string{"MANAGER", "CONNECTED", "LAST LISTING", "REASON", "HINT"}}
+		t := newTable("MANAGER", "CONNECTED", "LAST LISTING", "REASON", "HINT")
 		for _, m := range n.Managers {
 			t.add([]value{text(m.Name), yesNo(&m.Connected), moment(m.LastListing), text(m.Reason), text(m.Hint)})
 		}

@@ -39,8 +39,9 @@ type view[T any] struct {
 	format  string
 	columns []*field[T]
 	filters []filter[T]
-	order   func(a, b *T) int
-	color   bool
+	// order is nil where the order is the daemon's.
+	order func(a, b *T) int
+	color bool
 }
 
 // newView reads the flags of a list.
@@ -70,6 +71,10 @@ func newView[T any](a *app, n *noun[T], flags *listFlags) (*view[T], error) {
 	if v.filters, err = n.filters(flags.filters); err != nil {
 		return nil, err
 	}
+	if flags.sort == "" && (format == "json" || format == "yaml") {
+		// The daemon's own answer, in its own order.
+		return v, nil
+	}
 	v.order, err = n.sorter(flags.sort)
 	return v, err
 }
@@ -85,7 +90,9 @@ func (v *view[T]) choose(items []T) []T {
 			out = append(out, items[i])
 		}
 	}
-	slices.SortStableFunc(out, func(a, b T) int { return v.order(&a, &b) })
+	if v.order != nil {
+		slices.SortStableFunc(out, func(a, b T) int { return v.order(&a, &b) })
+	}
 	return out
 }
 
@@ -115,11 +122,11 @@ func (v *view[T]) render(l blixard.List[T]) ([]byte, error) {
 }
 
 func (v *view[T]) newTable() *table {
-	t := &table{}
+	var head []string
 	for _, c := range v.columns {
-		t.head = append(t.head, c.head)
+		head = append(head, c.head)
 	}
-	return t
+	return newTable(head...)
 }
 
 func (v *view[T]) row(item *T) []value {
@@ -182,6 +189,14 @@ type table struct {
 	width []int
 }
 
+func newTable(head ...string) *table {
+	t := &table{head: head, width: make([]int, len(head))}
+	for i, h := range head {
+		t.width[i] = utf8.RuneCountInString(h)
+	}
+	return t
+}
+
 func (t *table) add(row []value) {
 	for i := range row {
 		row[i].text = safe(row[i].text)
@@ -208,12 +223,6 @@ func (t *table) bytes(color bool) []byte {
 }
 
 func (t *table) measure() {
-	if t.width == nil {
-		t.width = make([]int, len(t.head))
-		for i, h := range t.head {
-			t.width[i] = utf8.RuneCountInString(h)
-		}
-	}
 	for _, r := range t.rows {
 		for i := range r {
 			t.width[i] = max(t.width[i], utf8.RuneCountInString(r[i].text))

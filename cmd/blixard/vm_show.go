@@ -116,7 +116,11 @@ func (p *page) vm(v *blixard.VM, now time.Time) {
 	p.row("Node", "", text(v.Node))
 	p.row("Address", "", text(v.ID))
 	p.row("Health", "health", vmHealth(v))
-	p.row("State", "state", vmState(v), parens(v.Substate), ago(now, v.Since))
+	sub := v.Substate
+	if sub == string(v.State) {
+		sub = ""
+	}
+	p.row("State", "state", vmState(v), parens(sub), ago(now, v.Since))
 	seen := ageOf(v.AgeSeconds)
 	if seen.here {
 		seen.text += " ago"
@@ -154,7 +158,7 @@ func (p *page) vm(v *blixard.VM, now time.Time) {
 
 	if v.Health != nil && len(v.Health.Checks) > 0 {
 		p.section("Checks")
-		t := &table{head: []string{"CHECK", "STATUS", "SINCE", "MESSAGE"}}
+		t := newTable("CHECK", "STATUS", "SINCE", "MESSAGE")
 		for _, c := range v.Health.Checks {
 			t.add([]value{text(c.Name), healthOf(c.Status), moment(&c.Since), text(c.Message)})
 		}
@@ -162,7 +166,7 @@ func (p *page) vm(v *blixard.VM, now time.Time) {
 	}
 	if len(v.Helpers) > 0 {
 		p.section("Helpers")
-		t := &table{head: []string{"HELPER", "STATE", "SUBSTATE", "UNIT"}}
+		t := newTable("HELPER", "STATE", "SUBSTATE", "UNIT")
 		for _, h := range v.Helpers {
 			t.add([]value{text(h.Name), vmState(&blixard.VM{VMStatus: blixard.VMStatus{State: h.State}}), text(h.Substate), text(h.Unit)})
 		}
