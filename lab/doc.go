@@ -14,6 +14,22 @@
 //	err = h.AddVM(ctx, lab.VM{Name: "web-1", HostName: "web-one"})
 //	out, err := h.Exec(ctx, "systemctl", "start", "microvm@web-1")
 //
+// A Machine is a virtual machine instead: a kernel, a clock and all of cgroup v2
+// of its own, at some seconds a start and no need of root.
+//
+// What takes long is made once and kept in CacheDir under the digest of its
+// recipe: the root file system from Debian's packages (about a minute, 410 MB),
+// and the helper hostinit. Setup makes it beforehand and installs what is
+// missing. A day after its last use another recipe's is removed.
+//
+// # Fixtures
+//
+// InstallMicroVM, AddVM, AddVMs, AddZoo, HostileInstances, Plant and AddUser lay
+// down what a monitor may meet on a host of microvm.nix; each says what systemd
+// makes of it. A VM's VMM is a stand-in of 12 KB of memory under the VMM's own
+// name and command line, so that thousands fit, or what its Runner brings.
+// SIGUSR1 makes a stand-in exit with 0, SIGUSR2 with 2.
+//
 // # Network
 //
 // Each lab has a network namespace with a bridge, and each host a port on it:

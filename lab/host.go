@@ -240,8 +240,6 @@ func (h *Host) spec() ([]byte, error) {
 	if err := os.WriteFile(bootID, id, 0o444); err != nil {
 		return nil, err
 	}
-	// overlayfs refuses a work folder that holds another mount's remains only if
-	// index=on; it empties it itself otherwise.
 	return json.Marshal(hostSpec{
 		Name: h.name, Root: filepath.Join(h.dir, "root"), Lower: h.lab.rootfs.Root(),
 		Upper: filepath.Join(h.dir, "upper"), Work: filepath.Join(h.dir, "work"),

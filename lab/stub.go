@@ -33,9 +33,7 @@ var stubCode = []byte{
 }
 
 // stubProgram is stubCode as a static ELF executable for x86-64: header, one
-// segment that holds all, code. It asks for no executable stack only by not
-// having one to ask with; the kernel's default for such a file does no harm to a
-// program that writes 16 bytes.
+// segment that holds all, code.
 func stubProgram() []byte {
 	const (
 		base       = 0x400000
