@@ -19,7 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/blixard/blixard/config"
-	store "github.com/blixard/blixard/zstore"
+	"github.com/blixard/blixard/store"
 )
 
 // version and commit are set when it is built.

@@ -23,8 +23,8 @@ import (
 	"github.com/blixard/blixard/metrics"
 	"github.com/blixard/blixard/microvm"
 	"github.com/blixard/blixard/monitor"
+	"github.com/blixard/blixard/store"
 	"github.com/blixard/blixard/systemd"
-	store "github.com/blixard/blixard/zstore"
 )
 
 // daemon is the running daemon: what main wires together.
@@ -110,7 +110,7 @@ func (d *daemon) build(dir *store.Dir) (err error) {
 		return err
 	}
 	d.monitor = monitor.New(monitor.Config{Settings: settings, Node: node, BufferEvents: d.cfg.Events.Buffer,
-		Dial: d.dial, Users: cgroups{}, Store: d.store, Meter: d.self, Log: d.log.With("part", "monitor")})
+		Dial: d.dial, Users: cgroups{}, Store: &records{d.store, node.Name}, Meter: d.self, Log: d.log.With("part", "monitor")})
 	d.fleet = fleet.New(fleet.Config{Node: node, Host: d.monitor, Store: d.store})
 	return nil
 }
