@@ -472,14 +472,15 @@ func (fakeUnits) Classify(manager, unit string) (kind correlate.Kind, vm, helper
 }
 
 type fakeUsers struct {
-	mu    sync.Mutex
-	names map[uint32][]string
+	mu sync.Mutex
+	// units are the names of the units that each user is seen to run.
+	units map[uint32][]string
 }
 
 func (u *fakeUsers) Sighted(uid uint32) ([]string, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.names[uid], nil
+	return u.units[uid], nil
 }
 
 type fakeMeter struct{}
@@ -512,7 +513,7 @@ func (h *host) settings() Settings {
 func onHost(t *testing.T, f func(h *host)) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &host{t: t, users: map[string]*manager{}, system: newManager(blixard.SystemManager),
-			files: &fakeFiles{defs: map[string]correlate.Definition{}}, store: newStore(), seen: &fakeUsers{names: map[uint32][]string{}}}
+			files: &fakeFiles{defs: map[string]correlate.Definition{}}, store: newStore(), seen: &fakeUsers{units: map[uint32][]string{}}}
 		h.end = func() {}
 		f(h)
 		h.end()

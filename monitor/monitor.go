@@ -112,6 +112,9 @@ func (m *Monitor) Run(ctx context.Context) error {
 	g.Go(func() error { return m.engine(gctx, g) })
 	err := g.Wait()
 
+	// The engine has ended: its Tracker is ours.
+	m.tracker.Flush(time.Now())
+	m.box.add(m.tracker.Take())
 	m.box.add(nil, []blixard.Event{{ObservedAt: time.Now(), Node: m.cfg.Node.Name, Type: blixard.EventMonitorStopped}})
 	m.drain(flushTimeout)
 	stopWriter()
@@ -303,7 +306,8 @@ func (m *Monitor) setUsers(running map[string]bool) {
 // CodeUnavailable that the store takes no writes; nothing is done then. On
 // CodeTimeout it is done later.
 func (m *Monitor) Remove(ctx context.Context, id blixard.VMID) (uint64, error) {
-	return m.explicit(ctx, id, func(now time.Time, t *correlate.Tracker) error {
+	is := func(c blixard.Command) bool { _, ok := c.(blixard.RemoveVM); return ok }
+	return m.explicit(ctx, id, is, func(now time.Time, t *correlate.Tracker) error {
 		if !t.Remove(now, id) {
 			return blixard.Errorf(blixard.CodeNotFound, "VM %s is not recorded", id)
 		}
@@ -314,7 +318,8 @@ func (m *Monitor) Remove(ctx context.Context, id blixard.VMID) (uint64, error) {
 // Adopt records a VM that is there but not recorded, or was removed. Errors are
 // as with Remove.
 func (m *Monitor) Adopt(ctx context.Context, id blixard.VMID) (uint64, error) {
-	return m.explicit(ctx, id, func(now time.Time, t *correlate.Tracker) error {
+	is := func(c blixard.Command) bool { _, ok := c.(blixard.RegisterVM); return ok }
+	return m.explicit(ctx, id, is, func(now time.Time, t *correlate.Tracker) error {
 		if !t.Adopt(now, id) {
 			return blixard.Errorf(blixard.CodeConflict, "VM %s is recorded already, or is not there", id)
 		}
@@ -322,15 +327,16 @@ func (m *Monitor) Adopt(ctx context.Context, id blixard.VMID) (uint64, error) {
 	})
 }
 
-// explicit runs a change that somebody asked for and waits until it is written.
-func (m *Monitor) explicit(ctx context.Context, id blixard.VMID, change func(time.Time, *correlate.Tracker) error) (uint64, error) {
+// explicit runs a change that somebody asked for and waits until its command,
+// which is tells from others for the VM, is written.
+func (m *Monitor) explicit(ctx context.Context, id blixard.VMID, is func(blixard.Command) bool, change func(time.Time, *correlate.Tracker) error) (uint64, error) {
 	if reason, _ := m.writer.status(); reason != "" || !m.loaded.Load() {
 		if reason == "" {
 			reason = "its records are not loaded yet"
 		}
 		return 0, blixard.Errorf(blixard.CodeUnavailable, "the store takes no writes: %s", reason).WithHint("blixard cluster status")
 	}
-	written, giveUp := m.box.wait(id)
+	written, giveUp := m.box.wait(id, is)
 	defer giveUp()
 	var refused error
 	if err := m.ask(ctx, func(now time.Time, t *correlate.Tracker) { refused = change(now, t) }); err != nil {
@@ -340,8 +346,8 @@ func (m *Monitor) explicit(ctx context.Context, id blixard.VMID, change func(tim
 		return 0, refused
 	}
 	select {
-	case index := <-written:
-		return index, nil
+	case o := <-written:
+		return o.index, o.err
 	case <-ctx.Done():
 		return 0, blixard.Errorf(blixard.CodeTimeout, "not acknowledged in time; it is written when the store takes it")
 	}

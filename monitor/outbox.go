@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"slices"
 	"sync"
 
 	"github.com/blixard/blixard"
@@ -32,13 +33,28 @@ type outbox struct {
 	inflight int
 	// wake has room for one: something waits.
 	wake chan struct{}
-	// waiters wait until a VM's explicit command is written.
-	waiters map[blixard.VMID][]chan uint64
+	// waiters wait until an explicit command for a VM is written.
+	waiters map[blixard.VMID][]*waiter
+}
+
+// waiter waits for a command.
+type waiter struct {
+	// is tells the command from others for the same VM.
+	is func(blixard.Command) bool
+	// outcome has room for the one outcome.
+	outcome chan outcome
+}
+
+// outcome is what became of a command: the index at which it was written, or
+// why the store refused it.
+type outcome struct {
+	index uint64
+	err   error
 }
 
 func newOutbox(maxEvents int) *outbox {
 	return &outbox{maxEvents: maxEvents, commands: map[blixard.VMID][]blixard.Command{},
-		wake: make(chan struct{}, 1), waiters: map[blixard.VMID][]chan uint64{}}
+		wake: make(chan struct{}, 1), waiters: map[blixard.VMID][]*waiter{}}
 }
 
 // add takes in commands and events.
@@ -165,41 +181,45 @@ func newBatchID() string {
 	return hex.EncodeToString(id[:])
 }
 
-// done tells that a batch was written at an index.
-func (o *outbox) done(b *blixard.Batch, index uint64) {
+// done tells that a batch, or part of the one that was taken, was written at an
+// index, or refused for good with err.
+func (o *outbox) done(b *blixard.Batch, index uint64, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.inflight = 0
+	o.inflight -= len(b.Commands) + len(b.Events)
 	for _, c := range b.Commands {
-		switch c.(type) {
-		case blixard.RemoveVM, blixard.RegisterVM:
-			for _, w := range o.waiters[c.Target()] {
-				w <- index
+		ws := o.waiters[c.Target()]
+		for i := 0; i < len(ws); i++ {
+			if ws[i].is(c) {
+				ws[i].outcome <- outcome{index, err}
+				ws = slices.Delete(ws, i, i+1)
+				i--
 			}
-			delete(o.waiters, c.Target())
 		}
+		o.keep(c.Target(), ws)
 	}
 }
 
-// wait returns a channel that gets the index at which the next RemoveVM or
-// RegisterVM of a VM was written, and a function that gives up waiting.
-func (o *outbox) wait(id blixard.VMID) (<-chan uint64, func()) {
-	w := make(chan uint64, 1)
+// keep keeps the waiters of a VM. The caller holds mu.
+func (o *outbox) keep(id blixard.VMID, ws []*waiter) {
+	if len(ws) == 0 {
+		delete(o.waiters, id)
+		return
+	}
+	o.waiters[id] = ws
+}
+
+// wait returns a channel that gets what becomes of the next command for a VM
+// that is the one, and a function that gives up waiting.
+func (o *outbox) wait(id blixard.VMID, is func(blixard.Command) bool) (<-chan outcome, func()) {
+	w := &waiter{is: is, outcome: make(chan outcome, 1)}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.waiters[id] = append(o.waiters[id], w)
-	return w, func() {
+	return w.outcome, func() {
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		ws := o.waiters[id]
-		for i := range ws {
-			if ws[i] == w {
-				o.waiters[id] = append(ws[:i:i], ws[i+1:]...)
-			}
-		}
-		if len(o.waiters[id]) == 0 {
-			delete(o.waiters, id)
-		}
+		o.keep(id, slices.DeleteFunc(o.waiters[id], func(x *waiter) bool { return x == w }))
 	}
 }
 

@@ -168,7 +168,7 @@ func TestOutbox_model(t *testing.T) {
 			if waits, _ := o.waiting(); waits < len(b.Commands)+len(b.Events) {
 				t.Fatalf("what is in flight does not wait any more")
 			}
-			o.done(&b, 1)
+			o.done(&b, 1, nil)
 			return true
 		}
 		for range rapid.IntRange(1, 40).Draw(t, "steps") {

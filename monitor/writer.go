@@ -44,19 +44,6 @@ func (w *writer) Run(ctx context.Context) error {
 	}
 }
 
-// flush writes what waits, until it is written or the context ends.
-func (w *writer) flush(ctx context.Context) {
-	for ctx.Err() == nil {
-		b, ok := w.box.take()
-		if !ok {
-			return
-		}
-		if w.write(ctx, b) != nil {
-			return
-		}
-	}
-}
-
 // write sends a batch until the store takes or refuses it. A batch that is
 // refused for good is split until the part that is refused stands alone and is
 // dropped with an error in the log: it must not hold up the others.
@@ -66,11 +53,10 @@ func (w *writer) write(ctx context.Context, b blixard.Batch) error {
 	for {
 		index, err := w.attempt(ctx, &b)
 		if err == nil {
-			w.box.done(&b, index)
+			w.box.done(&b, index, nil)
 			return nil
 		}
-		switch blixard.ErrorCode(err) {
-		case blixard.CodeInvalid, blixard.CodeTooLarge:
+		if refused(err) {
 			return w.split(ctx, b, err)
 		}
 		select {
@@ -89,12 +75,13 @@ func (w *writer) attempt(ctx context.Context, b *blixard.Batch) (uint64, error) 
 	w.meter.Wrote(b, time.Since(start), err)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err == nil {
+	if err == nil || refused(err) {
+		// A store that refuses a write takes others.
 		if w.failing != "" {
 			w.log.Info("store takes writes again", "after", time.Since(w.since).Round(time.Millisecond))
 		}
 		w.failing = ""
-		return index, nil
+		return index, err
 	}
 	if w.failing == "" && ctx.Err() == nil {
 		w.since = start
@@ -106,12 +93,21 @@ func (w *writer) attempt(ctx context.Context, b *blixard.Batch) (uint64, error) 
 	return 0, err
 }
 
+// refused reports whether the store will never take the batch as it is.
+func refused(err error) bool {
+	switch blixard.ErrorCode(err) {
+	case blixard.CodeInvalid, blixard.CodeTooLarge:
+		return true
+	}
+	return false
+}
+
 // split writes the halves of a batch that was refused whole.
 func (w *writer) split(ctx context.Context, b blixard.Batch, cause error) error {
 	n, m := len(b.Commands), len(b.Events)
 	if n+m <= 1 {
 		w.log.Error("store refuses a write; it is dropped", "err", cause, "batch", b)
-		w.box.done(&blixard.Batch{}, 0)
+		w.box.done(&b, 0, cause)
 		return nil
 	}
 	first := blixard.Batch{ID: newBatchID(), Commands: b.Commands[:(n+1)/2], Events: b.Events[:m/2]}
