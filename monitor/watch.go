@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -225,7 +226,7 @@ func (w *watcher) hinted(ctx context.Context, bus Bus, h blixard.Hints) error {
 		clear(w.last)
 		return w.list(ctx, bus, nil, jobs)
 	}
-	if len(h.Units) > hintUnits {
+	if len(h.Units) > hintUnits || w.users != nil && slices.ContainsFunc(h.Units, IsUserManager) {
 		return w.list(ctx, bus, h.Units, jobs)
 	}
 	if len(h.Units) == 0 {
@@ -382,6 +383,12 @@ func (w *watcher) observe(ctx context.Context, o correlate.Observation) error {
 
 // userUnits is the pattern of the units that run users' managers.
 const userUnits = "user@*.service"
+
+// IsUserManager reports whether a unit of the system's manager runs a user's
+// manager: a Bus hints of it too.
+func IsUserManager(unit string) bool {
+	return strings.HasPrefix(unit, "user@") && strings.HasSuffix(unit, ".service")
+}
 
 // userManagers finds the users' managers that run in a listing of the system's.
 func userManagers(units []blixard.Unit) map[string]bool {

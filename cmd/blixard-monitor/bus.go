@@ -22,11 +22,12 @@ type bus struct {
 	meter callMeter
 }
 
-// dial connects to a manager. Only units that classify tells of matter.
+// dial connects to a manager. Hints are of units that classify, and of users'
+// managers.
 func dial(ctx context.Context, manager string, units monitor.Units, meter callMeter) (monitor.Bus, string, error) {
 	cfg := systemd.Config{Filter: func(name string) bool {
 		_, _, _, ok := units.Classify(manager, name)
-		return ok
+		return ok || manager == blixard.SystemManager && monitor.IsUserManager(name)
 	}}
 	if uid, ok := strings.CutPrefix(manager, "user:"); ok {
 		n, err := strconv.ParseUint(uid, 10, 32)

@@ -219,8 +219,12 @@ func TestDaemonKilled(t *testing.T) {
 	for range 5 {
 		pid := s.show("blixard-monitor", "MainPID")["MainPID"]
 		s.exec("kill", "-KILL", pid)
-		s.exec("systemctl", "reset-failed", "blixard-monitor")
-		s.start()
+		s.within(15*time.Second, "it is started anew and answers", func() error {
+			if code, out := s.code("blixard", "vm", "list", "-o", "name"); code != 0 || s.show("blixard-monitor", "MainPID")["MainPID"] == pid {
+				return fmt.Errorf("code %d: %s", code, out)
+			}
+			return nil
+		})
 		s.awaitState(15*time.Second, blixard.StateRunning, "web-1", "web-2")
 	}
 	s.settled()
