@@ -3,7 +3,6 @@ package correlate
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -25,72 +24,6 @@ type Config struct {
 	// CrashRestarts automatic restarts within CrashWindow are a crash loop.
 	CrashRestarts int
 	CrashWindow   time.Duration
-}
-
-// Kind tells the units of a listing apart.
-type Kind int
-
-// The kinds.
-const (
-	// KindVM is a VM's own unit.
-	KindVM Kind = iota
-	// KindHelper is a helper's unit.
-	KindHelper
-	// KindInstall is the unit that installs a declared VM.
-	KindInstall
-	// KindTarget is microvms.target.
-	KindTarget
-)
-
-// Row is one unit as a manager told it.
-type Row struct {
-	Kind Kind
-	// VM is the VM's name, Helper the helper's for KindHelper.
-	VM, Helper string
-	Unit       blixard.Unit
-	// Properties is nil when they did not change since they were last told,
-	// and for every kind but KindVM.
-	Properties *blixard.UnitProperties
-	// Unread says that they may have changed and could not be read.
-	Unread bool
-	// Gone says that the unit is not loaded any more (incomplete observations).
-	Gone bool
-}
-
-// absent reports whether the unit is not loaded. One that others only refer to
-// is none either: systemd lists it as not found.
-func (r *Row) absent() bool {
-	return r.Gone || r.Unit.LoadState == "not-found" && r.Unit.ActiveState == "inactive"
-}
-
-// Observation is what one manager told at one moment.
-type Observation struct {
-	// Manager is "system" or "user:UID".
-	Manager string
-	// Complete says that Rows holds every unit of the manager that matters:
-	// what is not in it is not loaded.
-	Complete bool
-	Rows     []Row
-	// Jobs are failed jobs on VMs' units, by VM name.
-	Jobs map[string]string
-}
-
-// Definition is what the host's files say of a VM.
-type Definition struct {
-	blixard.VMDefinition
-	// Unavailable gives the reason for each field that could not be read.
-	Unavailable map[string]string
-	// Unreadable says that it is not known whether the files define the VM: a
-	// VM that is known is not missing for it, and none comes to be.
-	Unreadable bool
-}
-
-// Equal reports whether two definitions say the same.
-func (d *Definition) Equal(o *Definition) bool {
-	if d == nil || o == nil {
-		return d == o
-	}
-	return d.VMDefinition == o.VMDefinition && maps.Equal(d.Unavailable, o.Unavailable)
 }
 
 // key identifies a VM on its host.
@@ -267,66 +200,6 @@ func (t *Tracker) drop(v *vm) {
 // compare orders VMs by name, then by manager.
 func compare(v *vm, k key) int {
 	return cmp.Or(strings.Compare(v.name, k.name), strings.Compare(v.manager, k.manager))
-}
-
-// SetDefinitions tells what the host's files define, for the system's manager.
-// complete says that nothing else is defined; otherwise reason says why it is
-// not known.
-func (t *Tracker) SetDefinitions(now time.Time, defs map[string]Definition, complete bool, reason string) {
-	t.filesKnown, t.filesComplete, t.filesReason = true, complete, reason
-	for name, d := range defs {
-		if !d.Unreadable {
-			t.vm(key{blixard.SystemManager, name})
-		}
-	}
-	listed := !t.manager(blixard.SystemManager).listed.IsZero()
-	for _, v := range t.order {
-		if v.manager != blixard.SystemManager {
-			continue
-		}
-		d, ok := defs[v.name]
-		v.unreadable = d.Unreadable
-		switch {
-		case v.unreadable:
-		case ok:
-			if !v.def.Equal(&d) {
-				v.def = &d
-				v.dirty = true
-			}
-		case complete && v.def != nil:
-			v.def = nil
-			v.dirty = true
-		}
-		if v.unit == "" {
-			v.unit = "microvm@" + v.name + ".service"
-		}
-		if listed && v.dirty {
-			t.update(now, v)
-		}
-	}
-	t.changed = true
-}
-
-// FilesUnknown tells that the host's files cannot be read: what they said last
-// stands, and nothing can be said to be missing.
-func (t *Tracker) FilesUnknown(reason string) {
-	if t.filesComplete || t.filesReason != reason {
-		t.filesKnown, t.filesComplete, t.filesReason = true, false, reason
-		t.changed = true
-	}
-}
-
-// SetDefinition tells what the host's files define of one VM now.
-func (t *Tracker) SetDefinition(now time.Time, name string, d Definition) {
-	v := t.vm(key{blixard.SystemManager, name})
-	if v.def.Equal(&d) {
-		return
-	}
-	v.def = &d
-	v.dirty = true
-	if !t.manager(blixard.SystemManager).listed.IsZero() {
-		t.update(now, v)
-	}
 }
 
 // Observe takes in what a manager told.

@@ -111,6 +111,11 @@ func runInit() error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
+	// As systemd has it where it is the machine's: services see what is mounted
+	// later, such as users' /run/user folders.
+	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_SHARED, ""); err != nil {
+		return fmt.Errorf("share mounts: %w", err)
+	}
 	null, err := syscall.Open("/dev/null", syscall.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("open /dev/null: %w", err)
