@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -108,6 +109,15 @@ func (s *site) code(argv ...string) (int, string) {
 	}
 	s.ok(err)
 	return 0, out.String()
+}
+
+// end ends a daemon that was started by hand; it must end in order.
+func (s *site) end(c *lab.Cmd) {
+	s.t.Helper()
+	s.ok(c.Signal(syscall.SIGTERM))
+	if err := c.Wait(); err != nil {
+		s.t.Errorf("the daemon did not end in order: %v", err)
+	}
 }
 
 // get reads a list through the CLI.

@@ -173,7 +173,7 @@ func (d *daemon) run(ctx context.Context, listeners []net.Listener) error {
 	start(&rest, "reload", func() error { return d.reloads(ctx) })
 
 	<-ctx.Done()
-	d.notify.Stopping()
+	d.told(d.notify.Stopping())
 	d.log.Info("ending", "cause", context.Cause(ctx))
 	rest.Wait()
 	stopStore()
@@ -238,11 +238,11 @@ func (d *daemon) reloads(ctx context.Context) error {
 			return nil
 		case <-hup:
 		}
-		d.notify.Reloading()
+		d.told(d.notify.Reloading())
 		if err := d.reload(ctx); err != nil {
 			d.log.Error("configuration not taken up; the one before stands", "err", err)
 		}
-		d.notify.Ready()
+		d.told(d.notify.Ready())
 	}
 }
 

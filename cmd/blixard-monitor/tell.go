@@ -39,7 +39,7 @@ func (d *daemon) tell(ctx context.Context) error {
 	var told string
 	say := func() {
 		if s := d.status(); s != told {
-			d.notify.Status(s)
+			d.told(d.notify.Status(s))
 			told = s
 		}
 	}
@@ -49,7 +49,7 @@ func (d *daemon) tell(ctx context.Context) error {
 			return nil
 		case <-ready:
 			ready = nil
-			d.notify.Ready()
+			d.told(d.notify.Ready())
 			say()
 		case <-status.C:
 			say()
@@ -58,8 +58,16 @@ func (d *daemon) tell(ctx context.Context) error {
 				d.log.Error("a loop does not move; the watchdog is not fed", "loop", loop)
 				continue
 			}
-			d.notify.Watchdog()
+			d.told(d.notify.Watchdog())
 		}
+	}
+}
+
+// told logs that systemd could not be told something: it is told again soon, or
+// acts on its silence.
+func (d *daemon) told(err error) {
+	if err != nil {
+		d.log.Warn("systemd is not told", "err", err)
 	}
 }
 
@@ -79,6 +87,14 @@ func (d *daemon) awaitFirst(ctx context.Context) {
 	}
 }
 
+// counted says how many VMs there are.
+func counted(all, running int) string {
+	if all == 1 {
+		return fmt.Sprintf("1 VM, %d running", running)
+	}
+	return fmt.Sprintf("%d VMs, %d running", all, running)
+}
+
 // status is the daemon's in one line.
 func (d *daemon) status() string {
 	view := d.monitor.View()
@@ -88,7 +104,7 @@ func (d *daemon) status() string {
 			running++
 		}
 	}
-	parts := []string{fmt.Sprintf("%d VMs, %d running", len(view.Entries), running)}
+	parts := []string{counted(len(view.Entries), running)}
 	if m, ok := view.Managers[blixard.SystemManager]; !ok || !m.Lost.IsZero() {
 		parts = append(parts, "systemd not reached: "+m.Reason)
 	}

@@ -125,7 +125,7 @@ func (d *demo) build(ctx context.Context, l *lab.Lab) error {
 		return fmt.Errorf("%w\n%s", err, d.journal(ctx))
 	}
 	// A VM that crash loops makes systemctl wait for nothing and fail.
-	h.Exec(ctx, append([]string{"systemctl", "start", "--no-block"}, units(names)...)...)
+	_, _ = h.Exec(ctx, append([]string{"systemctl", "start", "--no-block"}, units(names)...)...)
 	for _, g := range d.guests {
 		if err := d.awaitGuest(ctx, g); err != nil {
 			return err
@@ -152,7 +152,7 @@ func (d *demo) awaitGuest(ctx context.Context, g guest) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	for {
-		if _, err := d.command(ctx, g, "status"); err == nil {
+		if err := d.command(ctx, g, "status"); err == nil {
 			fmt.Fprintf(os.Stderr, "    %s is up at %s\n", g.name, g.addr)
 			return nil
 		}
@@ -164,21 +164,24 @@ func (d *demo) awaitGuest(ctx context.Context, g guest) error {
 	}
 }
 
-// command gives a guest one command and returns the answer's last line.
-func (d *demo) command(ctx context.Context, g guest, command string) (string, error) {
+// command gives a guest one command and waits for its answer.
+func (d *demo) command(ctx context.Context, g guest, command string) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	conn, err := d.host.Dial(ctx, "tcp", net.JoinHostPort(g.addr.String(), strconv.Itoa(lab.GuestPort)))
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer conn.Close()
 	end, _ := ctx.Deadline()
-	conn.SetDeadline(end)
-	if _, err := fmt.Fprintln(conn, command); err != nil {
-		return "", err
+	if err := conn.SetDeadline(end); err != nil {
+		return err
 	}
-	return bufio.NewReader(conn).ReadString('\n')
+	if _, err := fmt.Fprintln(conn, command); err != nil {
+		return err
+	}
+	_, err = bufio.NewReader(conn).ReadString('\n')
+	return err
 }
 
 // show runs a command on the host as a person would and prints both.
@@ -267,7 +270,7 @@ func (d *demo) breakGuest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.command(ctx, g, "panic") // it answers no more
+	_ = d.command(ctx, g, "panic") // it answers no more
 	err = d.await(ctx, time.Minute, func(vms map[string]blixard.VM) error {
 		now := vms[g.name]
 		if now.State != blixard.StateRunning || now.InvocationID == before[g.name].InvocationID {
@@ -286,7 +289,7 @@ func (d *demo) breakGuest(ctx context.Context) error {
 		return errors.New("the events did not arrive")
 	}
 	stop()
-	<-ended
+	_ = <-ended // it was told to end
 	return d.awaitGuest(ctx, g)
 }
 
@@ -367,7 +370,7 @@ func (d *demo) live(ctx context.Context, dir string) error {
 	c := d.host.Command(ctx, "blixard", "vm", "list", "-w")
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 	c.Env = []string{"TERM=" + os.Getenv("TERM")}
-	c.Run() // it ends with Ctrl-C
+	_ = c.Run() // it ends with Ctrl-C
 	d.step("Cleaning up")
 	return nil
 }
