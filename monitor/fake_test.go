@@ -275,6 +275,8 @@ type fakeFiles struct {
 	defs  map[string]correlate.Definition
 	fails string
 	hangs chan struct{}
+	// quit ends what hangs at the end of the test.
+	quit chan struct{}
 	// refreshed are the VMs that were read alone.
 	refreshed []string
 }
@@ -285,7 +287,10 @@ func (f *fakeFiles) wait(ctx context.Context) {
 	f.mu.Unlock()
 	if hangs != nil {
 		// A file system that hangs heeds no context.
-		<-hangs
+		select {
+		case <-hangs:
+		case <-f.quit:
+		}
 	}
 }
 
@@ -510,13 +515,16 @@ func (h *host) settings() Settings {
 
 // onHost runs f on a host whose monitor is not started yet, and ends the monitor
 // after it.
-func onHost(t *testing.T, f func(h *host)) {
+func onHost(t *testing.T, f func(t *testing.T, h *host)) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &host{t: t, users: map[string]*manager{}, system: newManager(blixard.SystemManager),
-			files: &fakeFiles{defs: map[string]correlate.Definition{}}, store: newStore(), seen: &fakeUsers{units: map[uint32][]string{}}}
+			files: &fakeFiles{defs: map[string]correlate.Definition{}, quit: make(chan struct{})}, store: newStore(), seen: &fakeUsers{units: map[uint32][]string{}}}
 		h.end = func() {}
-		f(h)
-		h.end()
+		defer func() {
+			close(h.files.quit)
+			h.end()
+		}()
+		f(t, h)
 	})
 }
 

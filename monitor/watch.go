@@ -12,11 +12,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
-	"golang.org/x/sync/errgroup"
-
 	"github.com/blixard/blixard"
 	"github.com/blixard/blixard/correlate"
+	"github.com/cenkalti/backoff/v5"
 )
 
 // ErrNoUnit is what Bus.Properties returns for a unit that is not loaded.
@@ -27,8 +25,6 @@ const (
 	// hintUnits is how many hinted units are asked for by name; with more, one
 	// listing of all is cheaper.
 	hintUnits = 64
-	// calls is how many calls a watcher has in flight.
-	calls = 16
 	// beatEvery is how often a loop that waits says that it is alive.
 	beatEvery = 5 * time.Second
 	// redialMin and redialMax bound the pause before a lost manager is dialed
@@ -62,6 +58,12 @@ type watcher struct {
 	// last is each unit as it was last told; a unit without known properties
 	// is not in it.
 	last map[string]blixard.Unit
+	// awaited are the units whose answers are still to come, by late; renewed
+	// those of them that changed meanwhile. wg counts the goroutines of the
+	// connection.
+	awaited, renewed map[string]bool
+	late             chan answer
+	wg               *sync.WaitGroup
 }
 
 // Run watches until the context ends.
@@ -154,7 +156,9 @@ func (w *watcher) session(ctx context.Context) (listed bool, err error) {
 	}
 	w.version(version)
 	sctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
+	wg := new(sync.WaitGroup)
+	w.wg, w.late = wg, make(chan answer)
+	w.awaited, w.renewed = map[string]bool{}, map[string]bool{}
 	hints := make(chan blixard.Hints)
 	var hintsErr error
 	wg.Go(func() {
@@ -196,6 +200,8 @@ func (w *watcher) session(ctx context.Context) (listed bool, err error) {
 				return true, hintsErr
 			}
 			err = w.hinted(sctx, bus, h)
+		case a := <-w.late:
+			err = w.lateAnswer(sctx, bus, a)
 		case <-timer.C:
 			if w.ended != nil && w.ended.Load() {
 				return true, errors.New("the user's manager ended")
@@ -318,9 +324,7 @@ func (w *watcher) patterns() []string {
 }
 
 // rows makes rows of units, with the properties of VMs' units that are named
-// in changed or differ from what was last told. Only the loss of the connection
-// is an error; a unit that cannot be read is told without properties and read
-// again the next time.
+// in changed or differ from what was last told.
 func (w *watcher) rows(ctx context.Context, bus Bus, units []blixard.Unit, changed []string) ([]correlate.Row, error) {
 	again := make(map[string]bool, len(changed))
 	for _, name := range changed {
@@ -334,45 +338,21 @@ func (w *watcher) rows(ctx context.Context, bus Bus, units []blixard.Unit, chang
 		if !ok {
 			continue
 		}
+		row := correlate.Row{Kind: kind, VM: vm, Helper: helper, Unit: *u}
 		if kind == correlate.KindVM {
 			if last, ok := w.last[u.Name]; !ok || last != *u || again[u.Name] {
-				read = append(read, len(rows))
-			}
-		}
-		rows = append(rows, correlate.Row{Kind: kind, VM: vm, Helper: helper, Unit: *u})
-	}
-	var g errgroup.Group
-	g.SetLimit(calls)
-	for _, i := range read {
-		g.Go(func() error {
-			r := &rows[i]
-			p, err := bus.Properties(ctx, r.Unit.Path)
-			switch {
-			case errors.Is(err, ErrNoUnit):
-				r.Gone = true
-			case err != nil:
-				if ctx.Err() != nil {
-					return ctx.Err()
+				if w.awaited[u.Name] {
+					w.renewed[u.Name] = true
+					w.await(&row)
+				} else {
+					read = append(read, len(rows))
 				}
-				r.Unread = true
-				w.log.Warn("cannot read a unit", "unit", r.Unit.Name, "err", err)
-			default:
-				// The properties are newer than the row, but lack the job.
-				p.JobType, p.Path = r.Unit.JobType, r.Unit.Path
-				r.Unit, r.Properties = p.Unit, &p
 			}
-			return nil
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	for _, i := range read {
-		if r := &rows[i]; r.Properties != nil {
-			w.last[r.Unit.Name] = r.Unit
-		} else {
-			delete(w.last, r.Unit.Name)
 		}
+		rows = append(rows, row)
+	}
+	if err := w.properties(ctx, bus, rows, read); err != nil {
+		return nil, err
 	}
 	return rows, nil
 }

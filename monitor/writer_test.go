@@ -15,7 +15,7 @@ import (
 )
 
 // withWriter runs f beside a writer, in a bubble of time of its own.
-func withWriter(t *testing.T, f func(o *outbox, s *fakeStore, w *writer)) {
+func withWriter(t *testing.T, f func(t *testing.T, o *outbox, s *fakeStore, w *writer)) {
 	synctest.Test(t, func(t *testing.T) {
 		o, s := newOutbox(100000), newStore()
 		w := &writer{box: o, store: s, meter: fakeMeter{}, log: slog.New(slog.DiscardHandler)}
@@ -27,7 +27,7 @@ func withWriter(t *testing.T, f func(o *outbox, s *fakeStore, w *writer)) {
 				t.Errorf("the writer ended with %v", err)
 			}
 		}()
-		f(o, s, w)
+		f(t, o, s, w)
 		cancel()
 		<-done
 	})
@@ -45,7 +45,7 @@ func TestWriter_retriesTheSameBatch(t *testing.T) {
 		{"applied all the same", errApplied},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			withWriter(t, func(o *outbox, s *fakeStore, w *writer) {
+			withWriter(t, func(t *testing.T, o *outbox, s *fakeStore, w *writer) {
 				s.judge(func(context.Context, blixard.Batch) error { return c.err })
 				o.add([]blixard.Command{register("web", 1)}, []blixard.Event{event(1)})
 				synctest.Wait()
@@ -89,7 +89,7 @@ func TestWriter_retriesTheSameBatch(t *testing.T) {
 // TestWriter_hangs: a store that does not answer holds one attempt no longer
 // than its deadline, and the batch is sent again under its ID.
 func TestWriter_hangs(t *testing.T) {
-	withWriter(t, func(o *outbox, s *fakeStore, w *writer) {
+	withWriter(t, func(t *testing.T, o *outbox, s *fakeStore, w *writer) {
 		s.judge(func(ctx context.Context, _ blixard.Batch) error {
 			<-ctx.Done()
 			return ctx.Err()
@@ -131,7 +131,7 @@ func poison(code blixard.Code) func(context.Context, blixard.Batch) error {
 func TestWriter_splits(t *testing.T) {
 	for _, code := range []blixard.Code{blixard.CodeInvalid, blixard.CodeTooLarge} {
 		t.Run(string(code), func(t *testing.T) {
-			withWriter(t, func(o *outbox, s *fakeStore, w *writer) {
+			withWriter(t, func(t *testing.T, o *outbox, s *fakeStore, w *writer) {
 				s.judge(poison(code))
 				var commands []blixard.Command
 				var events []blixard.Event
@@ -198,7 +198,7 @@ func TestWriter_splits(t *testing.T) {
 
 // TestWriter_refusesAlone: the only write is refused.
 func TestWriter_refusesAlone(t *testing.T) {
-	withWriter(t, func(o *outbox, s *fakeStore, w *writer) {
+	withWriter(t, func(t *testing.T, o *outbox, s *fakeStore, w *writer) {
 		s.judge(poison(blixard.CodeInvalid))
 		o.add([]blixard.Command{register("bad", 1)}, nil)
 		synctest.Wait()
@@ -214,7 +214,7 @@ func TestWriter_refusesAlone(t *testing.T) {
 // TestWriter_splitWaits: as long as half of a split batch is not written, it is
 // told to wait.
 func TestWriter_splitWaits(t *testing.T) {
-	withWriter(t, func(o *outbox, s *fakeStore, w *writer) {
+	withWriter(t, func(t *testing.T, o *outbox, s *fakeStore, w *writer) {
 		away := false
 		refuse := poison(blixard.CodeInvalid)
 		s.judge(func(ctx context.Context, b blixard.Batch) error {
@@ -244,7 +244,7 @@ func TestWriter_splitWaits(t *testing.T) {
 // TestWriter_outstanding: a writer that ends with a store that is away ends, and
 // what it did not write was not acknowledged.
 func TestWriter_outstanding(t *testing.T) {
-	withWriter(t, func(o *outbox, s *fakeStore, w *writer) {
+	withWriter(t, func(t *testing.T, o *outbox, s *fakeStore, w *writer) {
 		s.judge(func(context.Context, blixard.Batch) error { return errors.New("disk on fire") })
 		written, giveUp := o.wait(id("web"), func(blixard.Command) bool { return true })
 		defer giveUp()

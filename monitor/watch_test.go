@@ -1,0 +1,708 @@
+package monitor
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/blixard/blixard"
+)
+
+// TestMonitor_hint: a change that is hinted is known at once.
+func TestMonitor_hint(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		h.system.run(vmUnit("web"), "a", 0)
+		h.start()
+		h.expect("web", blixard.StateRunning, "a")
+		start := time.Now()
+		h.system.set(vmUnit("web"), func(p *blixard.UnitProperties) {
+			p.ActiveState, p.SubState, p.Result, p.ExecMainCode, p.ExecMainStatus = "activating", "auto-restart", "exit-code", 1, 1
+		})
+		h.system.hint(blixard.Hints{Units: []string{vmUnit("web")}})
+		h.expect("web", blixard.StateStarting, "a")
+		h.system.told(vmUnit("web"), "b", 1)
+		h.expect("web", blixard.StateRunning, "b")
+		h.system.told(vmUnit("new"), "n", 0)
+		h.expect("new", blixard.StateRunning, "n")
+		h.system.gone(vmUnit("new"))
+		h.system.hint(blixard.Hints{Units: []string{vmUnit("new")}})
+		h.expect("new", blixard.StateStopped, "")
+		if d := time.Since(start); d != 0 {
+			t.Errorf("it took %v", d)
+		}
+	})
+}
+
+// TestMonitor_jobs: the result of a start that failed before it began arrives
+// with the unit's hint or alone.
+func TestMonitor_jobs(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		for _, name := range []string{"web", "db"} {
+			h.system.set(vmUnit(name), func(p *blixard.UnitProperties) { p.ActiveState, p.SubState = "inactive", "dead" })
+		}
+		h.start()
+		h.system.hint(blixard.Hints{Units: []string{vmUnit("web")}, Jobs: []blixard.JobResult{{Unit: vmUnit("web"), Result: "dependency"}}})
+		h.system.hint(blixard.Hints{Jobs: []blixard.JobResult{{Unit: vmUnit("db"), Result: "dependency"}, {Unit: "other.service", Result: "failed"}}})
+		for _, name := range []string{"web", "db"} {
+			h.expect(name, blixard.StateStopped, "")
+			if v := h.vm("system", name); v.Result != "dependency" || v.Health.Status != blixard.Critical {
+				t.Errorf("%s: result %q, health %+v", name, v.Result, v.Health)
+			}
+		}
+	})
+}
+
+// TestMonitor_listing: what nobody hinted at is found by the next listing, and
+// listings keep their places however long they take.
+func TestMonitor_listing(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		h.system.run(vmUnit("web"), "a", 0)
+		h.system.listTakes = 700 * time.Millisecond
+		h.start()
+		h.sleep(time.Second)
+		h.system.run(vmUnit("lost"), "l", 0)
+		for i := range 10 {
+			h.sleep(33 * time.Second)
+			h.system.told(vmUnit("web"), fmt.Sprint(i), uint32(i))
+		}
+		h.expect("lost", blixard.StateRunning, "l")
+		times := h.system.listed()
+		if len(times) < 10 {
+			t.Fatalf("%d listings", len(times))
+		}
+		base := times[1]
+		for i, at := range times[1:] {
+			if want := base.Add(time.Duration(i) * 30 * time.Second); !at.Equal(want) {
+				t.Errorf("listing %d was %v late", i+1, at.Sub(want))
+			}
+		}
+	})
+}
+
+// TestMonitor_listingReadsChanges: a listing reads the properties of what
+// changed, and of nothing else.
+func TestMonitor_listingReadsChanges(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		for i := range 20 {
+			h.system.run(vmUnit(fmt.Sprintf("vm%d", i)), "a", 0)
+		}
+		h.start()
+		if r := h.system.readCount(); len(r) != 20 {
+			t.Errorf("the first listing read %v", r)
+		}
+		h.sleep(65 * time.Second)
+		if r := h.system.readCount(); len(r) != 0 {
+			t.Errorf("nothing changed, and read was %v", r)
+		}
+		h.system.set(vmUnit("vm3"), func(p *blixard.UnitProperties) { p.ActiveState, p.SubState = "failed", "failed" })
+		h.sleep(30 * time.Second)
+		if r := h.system.readCount(); len(r) != 1 || r[vmUnit("vm3")] != 1 {
+			t.Errorf("one changed, and read was %v", r)
+		}
+	})
+}
+
+// TestMonitor_all: when hints were lost, every unit is read again, even one
+// whose row looks as before.
+func TestMonitor_all(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		for i := range 20 {
+			h.system.run(vmUnit(fmt.Sprintf("vm%d", i)), "a", 0)
+		}
+		h.start()
+		h.system.readCount()
+		h.system.run(vmUnit("vm7"), "b", 1) // a whole restart that nobody hinted at
+		h.system.hint(blixard.Hints{All: true})
+		h.expect("vm7", blixard.StateRunning, "b")
+		if r := h.system.readCount(); len(r) != 20 {
+			t.Errorf("read were %d units: %v", len(r), r)
+		}
+	})
+}
+
+// TestMonitor_manyHints: beyond 64 hinted units one listing is made instead.
+func TestMonitor_manyHints(t *testing.T) {
+	for _, n := range []int{hintUnits, hintUnits + 1} {
+		onHost(t, func(t *testing.T, h *host) {
+			for i := range 100 {
+				h.system.run(vmUnit(fmt.Sprintf("vm%d", i)), "a", 0)
+			}
+			h.start()
+			h.system.readCount()
+			listings := len(h.system.listed())
+			var units []string
+			for i := range n {
+				h.system.run(vmUnit(fmt.Sprintf("vm%d", i)), "b", 1)
+				units = append(units, vmUnit(fmt.Sprintf("vm%d", i)))
+			}
+			h.system.hint(blixard.Hints{Units: units})
+			for i := range n {
+				h.expect(fmt.Sprintf("vm%d", i), blixard.StateRunning, "b")
+			}
+			if r := h.system.readCount(); len(r) != n {
+				t.Errorf("%d hints: %d units were read", n, len(r))
+			}
+			want := 0
+			if n > hintUnits {
+				want = 1
+			}
+			if got := len(h.system.listed()) - listings; got != want {
+				t.Errorf("%d hints: %d listings, want %d", n, got, want)
+			}
+		})
+	}
+}
+
+// TestMonitor_unitHangs: a unit whose properties do not come delays no other,
+// and is not shown as if nothing had happened to it.
+func TestMonitor_unitHangs(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		for _, name := range []string{"hung", "web", "db"} {
+			h.system.run(vmUnit(name), "a", 0)
+		}
+		h.start()
+		hang := make(chan struct{})
+		h.system.mu.Lock()
+		h.system.hangs[vmUnit("hung")] = hang
+		h.system.mu.Unlock()
+
+		h.system.run(vmUnit("hung"), "b", 1)
+		h.system.run(vmUnit("web"), "b", 1)
+		h.system.hint(blixard.Hints{Units: []string{vmUnit("hung"), vmUnit("web")}})
+		h.sleep(time.Second)
+		h.expect("web", blixard.StateRunning, "b")
+		h.system.told(vmUnit("db"), "b", 1)
+		h.expect("db", blixard.StateRunning, "b")
+		h.sleep(callDeadline)
+		if v := h.vm("system", "hung"); v.InvocationID == "a" {
+			t.Errorf("the unit that hangs is shown as it was: %+v", v.VMStatus)
+		}
+		// For as long as it hangs, listings go on as well.
+		h.system.run(vmUnit("new"), "n", 0)
+		h.sleep(31 * time.Second)
+		h.expect("new", blixard.StateRunning, "n")
+		if s := h.Stuck(30 * time.Second); s != "" {
+			t.Errorf("stuck: %s", s)
+		}
+		close(hang)
+		h.sleep(31 * time.Second)
+		h.expect("hung", blixard.StateRunning, "b")
+		if v := h.vm("system", "hung"); *v.Restarts != 1 {
+			t.Errorf("restarts %d", *v.Restarts)
+		}
+		if lost := h.store.kept("", blixard.EventManagerLost); len(lost) != 0 {
+			t.Errorf("the manager was told lost: %+v", lost)
+		}
+	})
+}
+
+// TestMonitor_unitAnswersLate: an answer that comes late is taken in when it
+// comes, and what changed meanwhile is read again.
+func TestMonitor_unitAnswersLate(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		h.system.run(vmUnit("slow"), "a", 0)
+		h.start()
+		hang := make(chan struct{})
+		h.system.mu.Lock()
+		h.system.hangs[vmUnit("slow")] = hang
+		h.system.mu.Unlock()
+		h.system.told(vmUnit("slow"), "b", 1)
+		h.sleep(2 * time.Second)
+		h.expect("slow", blixard.StateRunning, "a")
+		h.system.set(vmUnit("slow"), func(p *blixard.UnitProperties) { p.ActiveState, p.SubState = "activating", "auto-restart" })
+		h.system.hint(blixard.Hints{Units: []string{vmUnit("slow")}})
+		h.sleep(2 * time.Second)
+		h.system.mu.Lock()
+		delete(h.system.hangs, vmUnit("slow"))
+		h.system.mu.Unlock()
+		close(hang)
+		h.expect("slow", blixard.StateStarting, "b")
+		if e := h.store.kept("slow", blixard.EventRestart); len(e) != 1 || e[0].Count != 1 {
+			t.Errorf("events %+v", e)
+		}
+	})
+}
+
+// TestMonitor_manyUnitsHang: more units hang than are read at once.
+func TestMonitor_manyUnitsHang(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		var hung []string
+		for i := range calls + 5 {
+			name := fmt.Sprintf("hung%d", i)
+			h.system.run(vmUnit(name), "a", 0)
+			hung = append(hung, vmUnit(name))
+		}
+		h.system.run(vmUnit("web"), "a", 0)
+		h.start()
+		hang := make(chan struct{})
+		h.system.mu.Lock()
+		for _, u := range hung {
+			h.system.hangs[u] = hang
+		}
+		h.system.mu.Unlock()
+		h.system.hint(blixard.Hints{Units: hung})
+		h.sleep(2 * time.Second)
+		h.system.told(vmUnit("web"), "b", 1)
+		h.expect("web", blixard.StateRunning, "b")
+		h.sleep(time.Minute)
+		h.expect("web", blixard.StateRunning, "b")
+		close(hang)
+		h.sleep(time.Minute)
+		for i := range hung {
+			h.expect(fmt.Sprintf("hung%d", i), blixard.StateRunning, "a")
+		}
+	})
+}
+
+// TestMonitor_lostWhileReading: a connection that breaks while units are read
+// says nothing about the units.
+func TestMonitor_lostWhileReading(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		for i := range 40 {
+			h.system.run(vmUnit(fmt.Sprintf("vm%d", i)), "a", 0)
+		}
+		h.start()
+		hang := make(chan struct{})
+		h.system.mu.Lock()
+		for i := range 40 {
+			h.system.hangs[vmUnit(fmt.Sprintf("vm%d", i))] = hang
+		}
+		h.system.mu.Unlock()
+		h.sleep(time.Second)
+		h.store.mu.Lock()
+		before := len(h.store.batches)
+		h.store.mu.Unlock()
+		h.system.hint(blixard.Hints{All: true})
+		h.sleep(100 * time.Millisecond)
+		h.system.drop(errors.New("no such file or directory"))
+		h.sleep(time.Second)
+		for i := range 40 {
+			h.expect(fmt.Sprintf("vm%d", i), blixard.StateRunning, "a")
+		}
+		for _, b := range h.store.batches[before:] {
+			if len(b.Commands) != 0 {
+				t.Errorf("written was %+v", b.Commands)
+			}
+		}
+		close(hang)
+		h.system.rise()
+	})
+}
+
+// TestMonitor_unreadable: a unit that cannot be read is told by its row, and
+// read again.
+func TestMonitor_unreadable(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		h.system.run(vmUnit("web"), "a", 0)
+		h.start()
+		h.system.mu.Lock()
+		h.system.broken[vmUnit("web")] = true
+		h.system.mu.Unlock()
+		h.system.told(vmUnit("web"), "b", 1)
+		h.expect("web", blixard.StateRunning, "")
+		if v := h.vm("system", "web"); v.Restarts != nil || v.Unavailable["restarts"] == "" {
+			t.Errorf("restarts %v, because %v", v.Restarts, v.Unavailable)
+		}
+		h.system.mu.Lock()
+		h.system.broken[vmUnit("web")] = false
+		h.system.mu.Unlock()
+		h.sleep(31 * time.Second)
+		h.expect("web", blixard.StateRunning, "b")
+	})
+}
+
+// TestMonitor_lostConnection: a connection that breaks is made anew at once,
+// and all is listed and read again. Nothing is said to have happened to VMs.
+func TestMonitor_lostConnection(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		h.system.run(vmUnit("web"), "a", 0)
+		h.system.run(vmUnit("db"), "a", 0)
+		h.start()
+		h.system.run(vmUnit("db"), "b", 1) // unhinted, and its row looks as before
+		h.system.drop(nil)
+		h.sleep(2 * time.Second)
+		h.expect("web", blixard.StateRunning, "a")
+		h.expect("db", blixard.StateRunning, "b")
+		if e := h.store.kept("web", blixard.EventState, blixard.EventStale, blixard.EventReturned); len(e) != 0 {
+			t.Errorf("events %+v", e)
+		}
+		node := h.store.kept("", blixard.EventManagerLost, blixard.EventManagerReturned)
+		if len(node) != 2 || node[0].Type != blixard.EventManagerLost || node[1].Type != blixard.EventManagerReturned {
+			t.Errorf("events %+v", node)
+		}
+	})
+}
+
+// TestMonitor_redial: a manager that stays away is dialed again and again, with
+// bounded pauses, and back within 5 s; meanwhile what is known ages to unknown,
+// and nothing is written of it.
+func TestMonitor_redial(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		h.system.run(vmUnit("web"), "a", 0)
+		h.start()
+		batches := func() int { h.store.mu.Lock(); defer h.store.mu.Unlock(); return len(h.store.batches) }
+		h.system.drop(errors.New("no such file or directory"))
+		h.sleep(time.Second)
+		written := batches()
+		before := len(h.system.dialed())
+		h.sleep(time.Minute)
+		h.expect("web", blixard.StateRunning, "a")
+		h.sleep(9 * time.Minute)
+		h.expect("web", blixard.StateUnknown, "")
+		if m := h.View().Managers["system"]; m.Lost.IsZero() || m.Reason != "no such file or directory" {
+			t.Errorf("manager %+v", m)
+		}
+		if h.Stuck(10*time.Second) != "" {
+			t.Errorf("stuck: %s", h.Stuck(10*time.Second))
+		}
+		dials := h.system.dialed()[before:]
+		if n := len(dials); n < 200 || n > 1200 {
+			t.Errorf("%d dials in ten minutes", n)
+		}
+		for i := 1; i < len(dials); i++ {
+			if d := dials[i].Sub(dials[i-1]); d > 3*time.Second+time.Millisecond {
+				t.Errorf("a pause of %v between dials", d)
+			}
+		}
+		if n := batches() - written; n != 0 {
+			t.Errorf("%d batches were written", n)
+		}
+		h.system.rise()
+		h.sleep(5 * time.Second)
+		h.expect("web", blixard.StateRunning, "a")
+		if e := h.store.kept("web", blixard.EventState, blixard.EventStale); len(e) != 0 {
+			t.Errorf("events %+v", e)
+		}
+		// The next loss begins with short pauses again.
+		before = len(h.system.dialed())
+		h.system.drop(nil)
+		h.sleep(200 * time.Millisecond)
+		h.expect("web", blixard.StateRunning, "a")
+		if len(h.system.dialed()) == before {
+			t.Error("it was not dialed again within 200 ms")
+		}
+	})
+}
+
+// TestMonitor_managerHangs: a manager that does not answer is lost after the
+// call's deadline, and listed again when it answers.
+func TestMonitor_managerHangs(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		h.system.run(vmUnit("web"), "a", 0)
+		h.start()
+		hang := make(chan struct{})
+		h.system.mu.Lock()
+		h.system.listHangs = hang
+		h.system.mu.Unlock()
+		h.system.told(vmUnit("web"), "b", 1)
+		h.sleep(5 * time.Minute)
+		h.expect("web", blixard.StateUnknown, "")
+		h.system.mu.Lock()
+		h.system.listHangs = nil
+		h.system.mu.Unlock()
+		close(hang)
+		h.sleep(5 * time.Second)
+		h.expect("web", blixard.StateRunning, "b")
+	})
+}
+
+// TestMonitor_reloading: while the manager reloads nothing is asked; then
+// everything is listed.
+func TestMonitor_reloading(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		h.system.run(vmUnit("web"), "a", 0)
+		h.start()
+		listings := len(h.system.listed())
+		h.system.hint(blixard.Hints{Reloading: true})
+		h.sleep(time.Second)
+		if n := len(h.system.listed()); n != listings {
+			t.Errorf("%d listings while it reloads", n-listings)
+		}
+		h.system.run(vmUnit("web"), "b", 1)
+		h.system.hint(blixard.Hints{All: true})
+		h.expect("web", blixard.StateRunning, "b")
+	})
+}
+
+// TestMonitor_unlistedUnit: a unit that vanishes between its listing and its
+// reading is not loaded.
+func TestMonitor_unlistedUnit(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		h.files.define("web", "qemu")
+		h.system.run(vmUnit("web"), "a", 0)
+		hang := make(chan struct{})
+		h.system.hangs[vmUnit("web")] = hang
+		h.start()
+		h.system.gone(vmUnit("web"))
+		close(hang)
+		h.sleep(time.Second)
+		h.expect("web", blixard.StateStopped, "")
+	})
+}
+
+func userUnit(name string) string { return "microvm-" + name + ".service" }
+
+// TestMonitor_users: users' managers come and go beside the system's.
+func TestMonitor_users(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		h.system.run(vmUnit("web"), "a", 0)
+		h.start()
+		m := h.login(1000)
+		m.run(userUnit("web"), "u", 0)
+		h.sleep(31 * time.Second)
+		user := blixard.UserManager(1000)
+		h.expectAt(user, "web", blixard.StateRunning, "u")
+		h.expect("web", blixard.StateRunning, "a")
+		m.told(userUnit("web"), "v", 1)
+		h.expectAt(user, "web", blixard.StateRunning, "v")
+
+		// Logged out: no loss is told, and after three listings the VM is stale.
+		h.logout(1000)
+		h.sleep(2 * time.Second)
+		h.sleep(4 * time.Minute)
+		v := h.vm(user, "web")
+		if v == nil || !v.Stale {
+			t.Errorf("after the logout: %+v", v)
+		}
+		if e := h.store.kept("", blixard.EventManagerLost, blixard.EventManagerReturned); len(e) != 0 {
+			t.Errorf("a logout is told as %+v", e)
+		}
+		if m := h.View().Managers[user]; !m.Lost.IsZero() {
+			t.Errorf("a logout is shown as a loss: %+v", m)
+		}
+
+		// Logged in again.
+		m = h.login(1000)
+		m.run(userUnit("web"), "w", 0)
+		h.sleep(62 * time.Second)
+		h.expectAt(user, "web", blixard.StateRunning, "w")
+		if e := h.store.kept("web", blixard.EventReturned); len(e) != 1 {
+			t.Errorf("events %+v", e)
+		}
+
+		// Its bus breaks for long though the user stays: that is a loss.
+		m.drop(errors.New("connection refused"))
+		h.sleep(30 * time.Second)
+		if e := h.store.kept("", blixard.EventManagerLost); len(e) != 1 || e[0].Manager != user {
+			t.Errorf("events %+v", e)
+		}
+		h.sleep(2 * time.Minute)
+		h.expectAt(user, "web", blixard.StateUnknown, "")
+		h.expect("web", blixard.StateRunning, "a")
+		m.rise()
+		h.sleep(5 * time.Second)
+		h.expectAt(user, "web", blixard.StateRunning, "w")
+	})
+}
+
+// TestMonitor_userSighted: a user's manager that cannot be reached, whose VMs
+// are seen by other traces.
+func TestMonitor_userSighted(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		m := h.login(1000)
+		m.down = blixard.Errorf(blixard.CodeDenied, "permission denied").WithHint("install the drop-in")
+		h.seen.units[1000] = []string{userUnit("game"), "pipewire.service"}
+		h.start()
+		h.sleep(5 * time.Second)
+		user := blixard.UserManager(1000)
+		h.expectAt(user, "game", blixard.StateUnknown, "")
+		if v := h.vm(user, "game"); v.Unavailable["state"] != "permission denied (install the drop-in)" {
+			t.Errorf("the reason is %v", v.Unavailable)
+		}
+		if h.vm(user, "pipewire") != nil {
+			t.Error("a unit that is no VM is shown")
+		}
+		if m := h.View().Managers[user]; m.Hint != "install the drop-in" {
+			t.Errorf("manager %+v", m)
+		}
+		h.sleep(5 * time.Minute)
+		if e := h.store.kept("", blixard.EventManagerLost, blixard.EventManagerReturned); len(e) != 0 {
+			t.Errorf("a manager that was never reached is told as %+v", e)
+		}
+		m.run(userUnit("game"), "g", 0)
+		m.rise()
+		h.sleep(5 * time.Second)
+		h.expectAt(user, "game", blixard.StateRunning, "g")
+	})
+}
+
+// TestMonitor_userRecorded: the records name a user who is not logged in.
+func TestMonitor_userRecorded(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		user := blixard.UserManager(1000)
+		vm := blixard.VMID{Node: "host", Manager: user, Name: "game"}
+		h.store.records[vm] = &blixard.VMRecord{VMID: vm, Unit: userUnit("game"), Epoch: 1, Status: blixard.VMStatus{State: blixard.StateRunning}}
+		h.start()
+		h.expectAt(user, "game", blixard.StateUnknown, "")
+		h.sleep(5 * time.Minute)
+		if v := h.vm(user, "game"); v == nil || !v.Stale {
+			t.Errorf("it shows %+v", v)
+		}
+		if e := h.store.kept("", blixard.EventManagerLost, blixard.EventManagerReturned); len(e) != 0 {
+			t.Errorf("a manager that does not run is told as %+v", e)
+		}
+	})
+}
+
+// TestMonitor_usersOff: users' managers are not watched, and their recorded VMs
+// say so.
+func TestMonitor_usersOff(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		user := blixard.UserManager(1000)
+		vm := blixard.VMID{Node: "host", Manager: user, Name: "game"}
+		h.store.records[vm] = &blixard.VMRecord{VMID: vm, Unit: userUnit("game"), Epoch: 1, Status: blixard.VMStatus{State: blixard.StateRunning}}
+		h.login(1000).run(userUnit("game"), "g", 0)
+		h.start()
+		s := h.settings()
+		s.UserManagers = false
+		if err := h.Reconfigure(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+		h.sleep(2 * time.Minute)
+		v := h.vm(user, "game")
+		if v == nil || v.State != blixard.StateUnknown || v.Stale {
+			t.Errorf("it shows %+v", v)
+		}
+		if m := h.View().Managers[user]; m.Lost.IsZero() || m.Hint == "" {
+			t.Errorf("manager %+v", m)
+		}
+	})
+}
+
+// TestMonitor_files: the host's files are read every interval, and those of a VM
+// when its service starts or stops.
+func TestMonitor_files(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		h.files.define("web", "qemu")
+		h.start()
+		h.expect("web", blixard.StateStopped, "")
+		if v := h.vm("system", "web"); v.Hypervisor != "qemu" {
+			t.Errorf("definition %+v", v.VMDefinition)
+		}
+		h.files.define("web", "crosvm")
+		h.system.told(vmUnit("web"), "a", 0)
+		h.expect("web", blixard.StateRunning, "a")
+		if v := h.vm("system", "web"); v.Hypervisor != "crosvm" {
+			t.Errorf("its service started, and its definition is %+v", v.VMDefinition)
+		}
+		if !slices.Contains(h.files.refreshed, "web") {
+			t.Errorf("read alone were %v", h.files.refreshed)
+		}
+		h.files.define("db", "qemu")
+		h.sleep(31 * time.Second)
+		h.expect("db", blixard.StateStopped, "")
+	})
+}
+
+// TestMonitor_filesHang: a file system that hangs hangs nothing else.
+func TestMonitor_filesHang(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		h.files.define("web", "qemu")
+		h.files.define("db", "qemu")
+		h.system.run(vmUnit("web"), "a", 0)
+		h.start()
+		hang := make(chan struct{})
+		h.files.mu.Lock()
+		h.files.hangs = hang
+		h.files.mu.Unlock()
+		h.sleep(25 * time.Second)
+		if r := h.View().FilesReason; r != "" {
+			t.Errorf("files: %s", r)
+		}
+		h.sleep(10 * time.Minute)
+		h.system.told(vmUnit("web"), "b", 1)
+		h.system.told(vmUnit("new"), "n", 0)
+		h.expect("web", blixard.StateRunning, "b")
+		h.expect("new", blixard.StateRunning, "n")
+		if r := h.View().FilesReason; r == "" {
+			t.Error("it is not said that the files do not answer")
+		}
+		if v := h.vm("system", "new"); v.Orphan || v.Unavailable["config"] == "" {
+			t.Errorf("a VM whose files cannot be read: %+v, %v", v.VMDefinition, v.Unavailable)
+		}
+		h.expect("db", blixard.StateStopped, "")
+		if v := h.vm("system", "db"); v.Stale {
+			t.Error("a VM is stale because the files hang")
+		}
+		if s := h.Stuck(30 * time.Second); s != "" {
+			t.Errorf("stuck: %s", s)
+		}
+		h.files.mu.Lock()
+		h.files.hangs = nil
+		h.files.mu.Unlock()
+		close(hang)
+		h.sleep(31 * time.Second)
+		if r := h.View().FilesReason; r != "" {
+			t.Errorf("files: %s", r)
+		}
+	})
+}
+
+// TestMonitor_reconfigure: new settings take effect without a restart, and
+// nothing happens to VMs by it.
+func TestMonitor_reconfigure(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		h.system.run(vmUnit("web"), "a", 0)
+		user := h.login(1000)
+		user.run(userUnit("game"), "g", 0)
+		h.start()
+		h.sleep(time.Minute)
+		s := h.settings()
+		s.Interval = 5 * time.Second
+		s.Policy.Adopt = false
+		if err := h.Reconfigure(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+		h.sleep(time.Second)
+		before := len(h.system.listed())
+		h.sleep(time.Minute)
+		if n := len(h.system.listed()) - before; n != 12 {
+			t.Errorf("%d listings in a minute, want 12", n)
+		}
+		h.system.told(vmUnit("new"), "n", 0)
+		h.expect("new", blixard.StateRunning, "n")
+		h.expect("web", blixard.StateRunning, "a")
+		h.expectAt(blixard.UserManager(1000), "game", blixard.StateRunning, "g")
+		h.sleep(time.Second)
+		if h.store.record(id("new")) != nil {
+			t.Error("recorded although adoption is off")
+		}
+		if e := h.store.kept("web", blixard.EventState, blixard.EventStale); len(e) != 0 {
+			t.Errorf("events %+v", e)
+		}
+		if e := h.store.kept("", blixard.EventManagerLost); len(e) != 0 {
+			t.Errorf("events %+v", e)
+		}
+		if s := h.Stuck(30 * time.Second); s != "" {
+			t.Errorf("stuck: %s", s)
+		}
+	})
+}
+
+// TestMonitor_view: a view does not change, and tells when there is a newer one.
+func TestMonitor_view(t *testing.T) {
+	onHost(t, func(t *testing.T, h *host) {
+		h.system.run(vmUnit("web"), "a", 0)
+		h.start()
+		h.expect("web", blixard.StateRunning, "a")
+		v := h.View()
+		select {
+		case <-v.Changed():
+			t.Error("nothing changed, but the view says so")
+		default:
+		}
+		old := *v.Entries[0].VM
+		h.system.told(vmUnit("web"), "b", 1)
+		h.expect("web", blixard.StateRunning, "b")
+		select {
+		case <-v.Changed():
+		default:
+			t.Error("the view does not say that there is a newer one")
+		}
+		if v.Entries[0].VM.InvocationID != old.InvocationID || len(v.Entries) != 1 {
+			t.Error("the old view changed")
+		}
+	})
+}
