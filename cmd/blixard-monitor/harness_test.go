@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -114,7 +113,8 @@ func (s *site) code(argv ...string) (int, string) {
 // end ends a daemon that was started by hand; it must end in order.
 func (s *site) end(c *lab.Cmd) {
 	s.t.Helper()
-	s.ok(c.Signal(syscall.SIGTERM))
+	// The oldest process of that name is the daemon; its member is its child.
+	s.exec("pkill", "--oldest", "-TERM", "-x", "blixard-monitor")
 	if err := c.Wait(); err != nil {
 		s.t.Errorf("the daemon did not end in order: %v", err)
 	}
