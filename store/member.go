@@ -127,19 +127,21 @@ func runEtcd(ctx context.Context, cfg *MemberConfig, log *slog.Logger) error {
 	if s.err != nil {
 		return fmt.Errorf("start etcd: %w", explain(s.err))
 	}
-	defer func() {
-		// Etcd logs errors for what it closes itself.
-		core.quiet.Store(true)
-		s.etcd.Close()
-	}()
 	select {
 	case <-s.etcd.Server.ReadyNotify():
+		defer func() {
+			// Etcd logs errors for what it closes itself.
+			core.quiet.Store(true)
+			s.etcd.Close()
+		}()
 		return tend(ctx, s.etcd, cfg, log)
 	case err := <-s.etcd.Err():
 		return fmt.Errorf("run etcd: %w", err)
 	case <-s.etcd.Server.StopNotify():
 		return errors.New("run etcd: it ended by itself")
 	case <-ctx.Done():
+		// Until etcd is ready its Close waits for what does not come. Nothing was
+		// acknowledged yet, and the process ends now.
 		return nil
 	}
 }
