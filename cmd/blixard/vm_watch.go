@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"golang.org/x/term"
@@ -73,28 +74,37 @@ func (a *app) streamVMs(ctx context.Context, v *view[blixard.VM]) error {
 }
 
 // liveVMs draws the list in place. The stream only says that something changed;
-// what is drawn is always a whole list, with ages that go on growing when no new
+// what is drawn is always a whole list, with ages that go on growing while no new
 // one comes.
 func (a *app) liveVMs(ctx context.Context, v *view[blixard.VM], fd int) error {
-	client, err := a.dial(nil)
+	changes := make(chan struct{}, 1)
+	changed := func() {
+		select {
+		case changes <- struct{}{}:
+		default:
+		}
+	}
+	client, err := a.dial(func(error) { changed() })
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	ctx, cancel := context.WithCancel(ctx)
-	changes := make(chan struct{}, 1)
-	ended := make(chan error, 1)
-	go func() { ended <- hints(ctx, client, changes) }()
-	defer func() {
-		cancel()
-		// Whatever it says now, it was told to end.
-		<-ended
-	}()
-
 	screen := screen{app: a, view: v, fd: fd}
 	if err := screen.take(client.VMs(ctx)); err != nil {
 		return err
 	}
+
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	ended := make(chan error, 1)
+	wg.Go(func() { ended <- hints(ctx, client, changed) })
+	// One list at a time is asked for, so that a daemon that hangs does not
+	// keep the ages from being drawn.
+	ask, lists := make(chan struct{}, 1), make(chan listing)
+	wg.Go(func() { answer(ctx, client, ask, lists) })
+
 	redraw, relist := time.NewTicker(redrawEvery), time.NewTimer(relistEvery)
 	defer redraw.Stop()
 	defer relist.Stop()
@@ -104,33 +114,55 @@ func (a *app) liveVMs(ctx context.Context, v *view[blixard.VM], fd int) error {
 		}
 		select {
 		case err := <-ended:
-			ended <- nil
 			return err
 		case <-redraw.C:
-			continue
 		case <-changes:
 			relist.Reset(settle)
-			continue
 		case <-relist.C:
+			select {
+			case ask <- struct{}{}:
+			default:
+			}
+		case l := <-lists:
+			// A list that fails leaves the last one standing, and growing older.
+			screen.lost = screen.take(l.list, l.err)
+			relist.Reset(relistEvery)
 		}
-		// A list that fails leaves the last one standing, and growing older.
-		screen.lost = screen.take(client.VMs(ctx))
-		relist.Reset(relistEvery)
 	}
 }
 
+// listing is an answer to the question for every VM.
+type listing struct {
+	list blixard.List[blixard.VM]
+	err  error
+}
+
 // hints follows the stream of VMs and says when something changed.
-func hints(ctx context.Context, client *api.Client, changes chan<- struct{}) error {
+func hints(ctx context.Context, client *api.Client, changed func()) error {
 	for _, err := range client.WatchVMs(ctx) {
 		if err != nil {
 			return err
 		}
-		select {
-		case changes <- struct{}{}:
-		default:
-		}
+		changed()
 	}
 	return nil
+}
+
+// answer lists every VM each time it is asked to.
+func answer(ctx context.Context, client *api.Client, ask <-chan struct{}, lists chan<- listing) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ask:
+		}
+		l, err := client.VMs(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case lists <- listing{l, err}:
+		}
+	}
 }
 
 // screen is the live view.
@@ -173,7 +205,7 @@ func (s *screen) draw() error {
 	var foot bytes.Buffer
 	fmt.Fprintln(&foot, vmSummary(l.Items, s.all))
 	if s.lost != nil {
-		line := fmt.Sprintf("NOT CONNECTED for %s: %s", span(since), safe(s.lost.Error()))
+		line := fmt.Sprintf("NOT CONNECTED, this is %s old: %s", span(since), safe(s.lost.Error()))
 		paint(&foot, line, bad, s.view.color)
 		foot.WriteByte('\n')
 	}
