@@ -41,7 +41,7 @@ func (t *Tracker) SetDefinitions(now time.Time, defs map[string]Definition, comp
 			continue
 		}
 		d, ok := defs[v.name]
-		v.unreadable = d.Unreadable
+		t.setUnreadable(v, d.Unreadable || !ok && !complete)
 		switch {
 		case v.unreadable:
 		case ok:
@@ -69,12 +69,27 @@ func (t *Tracker) FilesUnknown(reason string) {
 	if t.filesComplete || t.filesReason != reason {
 		t.filesKnown, t.filesComplete, t.filesReason = true, false, reason
 		t.changed = true
+		for _, v := range t.order {
+			if v.manager == blixard.SystemManager {
+				t.setUnreadable(v, true)
+				v.dirty = true // the reason changed
+			}
+		}
+	}
+}
+
+// setUnreadable takes in whether it is known what the files say of a VM: what
+// they said before stands in the records, and is not shown as if it were now.
+func (t *Tracker) setUnreadable(v *vm, unreadable bool) {
+	if v.unreadable != unreadable {
+		v.unreadable, v.dirty, t.changed = unreadable, true, true
 	}
 }
 
 // SetDefinition tells what the host's files define of one VM now.
 func (t *Tracker) SetDefinition(now time.Time, name string, d Definition) {
 	v := t.vm(key{blixard.SystemManager, name})
+	t.setUnreadable(v, false)
 	if v.def.Equal(&d) {
 		return
 	}

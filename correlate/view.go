@@ -84,8 +84,13 @@ func (t *Tracker) show(v *vm) *blixard.VM {
 	missing := map[string]string{}
 	if v.def != nil {
 		maps.Copy(missing, v.def.Unavailable)
-	} else if v.manager == blixard.SystemManager && t.filesKnown && !t.filesComplete {
-		missing["config"] = t.filesReason
+	}
+	if absent := v.manager == blixard.SystemManager && v.def == nil && t.filesKnown && !t.filesComplete; (v.unreadable || absent) && v.staleSince == nil {
+		out.Config = ""
+		missing["config"] = "the VM's folder cannot be read"
+		if !t.filesComplete && t.filesReason != "" {
+			missing["config"] = t.filesReason
+		}
 	}
 	unknown := func(reason string) {
 		out.VMStatus = blixard.VMStatus{State: blixard.StateUnknown}
