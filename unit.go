@@ -16,7 +16,7 @@ type Unit struct {
 }
 
 // UnitProperties is what one GetAll tells of a service unit. A field the
-// manager did not send is zero; Known says which groups came.
+// manager did not send is zero.
 type UnitProperties struct {
 	Unit
 	// InvocationID is 32 hex digits, empty when the unit never ran.

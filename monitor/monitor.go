@@ -255,7 +255,7 @@ func (m *Monitor) watch(manager string) {
 		return
 	}
 	if manager != blixard.SystemManager && !m.cfg.UserManagers {
-		m.tracker.Lost(time.Now(), manager, "users' managers are not watched", "set user_managers in the configuration")
+		m.tracker.Lost(time.Now(), manager, "users' managers are not watched", "set discovery.user_managers = true in the configuration")
 		return
 	}
 	m.loops.watched[manager] = new(atomic.Bool)
