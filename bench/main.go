@@ -151,6 +151,7 @@ func (b *bench) measure(ctx context.Context, todo []step, wanted *regexp.Regexp,
 			for _, name := range s.figures {
 				results = append(results, result{name: name, failed: err})
 			}
+			b.explain(ctx)
 		}
 		for _, r := range results {
 			switch {
@@ -167,6 +168,17 @@ func (b *bench) measure(ctx context.Context, todo []step, wanted *regexp.Regexp,
 		fmt.Fprintf(b.log, "# %v took %.0f s\n", s.figures, time.Since(start).Seconds())
 	}
 	return short, nil
+}
+
+// explain tells what the daemon had to say when a measurement broke off.
+func (b *bench) explain(ctx context.Context) {
+	for _, h := range b.lab.Hosts() {
+		if !h.Running() {
+			continue
+		}
+		log, err := h.Exec(ctx, "journalctl", "-u", daemonUnit, "-n", "40", "--no-pager", "-o", "short-precise")
+		fmt.Fprintf(b.log, "log of the daemon on %s (%v):\n%s", h.Name(), err, log)
+	}
 }
 
 // crowd is the host with n VMs that run, all of which the daemon shows.
