@@ -304,15 +304,29 @@ func (f *Fleet) Events(ctx context.Context, q blixard.EventQuery) (blixard.List[
 	if err := f.known(q.VM.Node); err != nil {
 		return blixard.List[blixard.Event]{}, err
 	}
-	now := time.Now()
+	var behind []string
+	if err := f.caughtUp(ctx); err != nil {
+		behind = []string{f.cfg.Node.Name + ": the newest events are written, but not in memory yet: " + err.Error()}
+	}
 	l := blixard.List[blixard.Event]{APIVersion: blixard.APIVersion, Index: f.cfg.Store.Index(),
-		Problems: f.problems(now, f.cfg.Host.View())}
+		Problems: append(f.problems(time.Now(), f.cfg.Host.View()), behind...)}
 	var err error
 	l.Items, err = f.cfg.Store.Events(q)
 	if l.Items == nil {
 		l.Items = []blixard.Event{}
 	}
 	return l, err
+}
+
+// catchUp is how long a reader waits for what this node wrote itself.
+const catchUp = time.Second
+
+// caughtUp waits until what this node's monitor wrote is in memory: after a
+// member was away, the store takes writes a moment before its events arrive.
+func (f *Fleet) caughtUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, catchUp)
+	defer cancel()
+	return f.cfg.Store.Wait(ctx, f.cfg.Host.Status().Acknowledged)
 }
 
 // FollowEvents streams every event after q.After.

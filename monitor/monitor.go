@@ -330,7 +330,7 @@ func (m *Monitor) Adopt(ctx context.Context, id blixard.VMID) (uint64, error) {
 // explicit runs a change that somebody asked for and waits until its command,
 // which is tells from others for the VM, is written.
 func (m *Monitor) explicit(ctx context.Context, id blixard.VMID, is func(blixard.Command) bool, change func(time.Time, *correlate.Tracker) error) (uint64, error) {
-	if reason, _ := m.writer.status(); reason != "" || !m.loaded.Load() {
+	if reason, _, _ := m.writer.status(); reason != "" || !m.loaded.Load() {
 		if reason == "" {
 			reason = "its records are not loaded yet"
 		}

@@ -43,6 +43,9 @@ type Status struct {
 	// when it does.
 	StoreFailing string
 	StoreSince   time.Time
+	// Acknowledged is the greatest index that the store gave what the monitor
+	// wrote, 0 when it wrote nothing yet.
+	Acknowledged uint64
 	// Commands and Events wait to be written.
 	Commands, Events int
 	// UnknownAfter is how long a state stands without being confirmed.
@@ -55,7 +58,7 @@ func (m *Monitor) Status() Status {
 	if v := m.systemd.Load(); v != nil {
 		s.SystemdVersion = *v
 	}
-	s.StoreFailing, s.StoreSince = m.writer.status()
+	s.StoreFailing, s.StoreSince, s.Acknowledged = m.writer.status()
 	s.Commands, s.Events = m.box.waiting()
 	return s
 }

@@ -26,6 +26,8 @@ type writer struct {
 	// failing is why the last attempt failed, and since when attempts fail.
 	failing string
 	since   time.Time
+	// acknowledged is the greatest index that the store gave a batch.
+	acknowledged uint64
 }
 
 // Run writes until the context ends.
@@ -81,6 +83,7 @@ func (w *writer) attempt(ctx context.Context, b *blixard.Batch) (uint64, error) 
 			w.log.Info("store takes writes again", "after", time.Since(w.since).Round(time.Millisecond))
 		}
 		w.failing = ""
+		w.acknowledged = max(w.acknowledged, index)
 		return index, err
 	}
 	if w.failing == "" && ctx.Err() == nil {
@@ -121,9 +124,10 @@ func (w *writer) split(ctx context.Context, b blixard.Batch, cause error) error 
 	return w.write(ctx, second)
 }
 
-// status says why the store takes no writes and since when, "" when it does.
-func (w *writer) status() (reason string, since time.Time) {
+// status says why the store takes no writes and since when, "" when it does, and
+// the greatest index that it gave a batch.
+func (w *writer) status() (reason string, since time.Time, acknowledged uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.failing, w.since
+	return w.failing, w.since, w.acknowledged
 }

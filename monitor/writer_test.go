@@ -49,7 +49,7 @@ func TestWriter_retriesTheSameBatch(t *testing.T) {
 				s.judge(func(context.Context, blixard.Batch) error { return c.err })
 				o.add([]blixard.Command{register("web", 1)}, []blixard.Event{event(1)})
 				synctest.Wait()
-				if reason, since := w.status(); reason == "" || !since.Equal(time.Now()) {
+				if reason, since, _ := w.status(); reason == "" || !since.Equal(time.Now()) {
 					t.Errorf("failing: %q since %v", reason, since)
 				}
 				time.Sleep(time.Minute)
@@ -59,7 +59,7 @@ func TestWriter_retriesTheSameBatch(t *testing.T) {
 				s.judge(nil)
 				time.Sleep(5 * time.Second)
 				synctest.Wait()
-				if reason, _ := w.status(); reason != "" {
+				if reason, _, _ := w.status(); reason != "" {
 					t.Errorf("still failing: %q", reason)
 				}
 				if len(s.batches) != 2 || s.batches[0].ID == s.batches[1].ID {
@@ -96,7 +96,7 @@ func TestWriter_hangs(t *testing.T) {
 		})
 		o.add(nil, []blixard.Event{event(1)})
 		time.Sleep(applyTimeout + time.Millisecond)
-		if reason, _ := w.status(); reason == "" {
+		if reason, _, _ := w.status(); reason == "" {
 			t.Error("a store that hangs is not told as failing")
 		}
 		s.judge(nil)
@@ -188,7 +188,7 @@ func TestWriter_splits(t *testing.T) {
 					t.Errorf("%d and %d still wait", c, e)
 				}
 				// A write that is refused says nothing of the next one.
-				if reason, _ := w.status(); reason != "" {
+				if reason, _, _ := w.status(); reason != "" {
 					t.Errorf("the store takes writes, but: %q", reason)
 				}
 			})
@@ -202,7 +202,7 @@ func TestWriter_refusesAlone(t *testing.T) {
 		s.judge(poison(blixard.CodeInvalid))
 		o.add([]blixard.Command{register("bad", 1)}, nil)
 		synctest.Wait()
-		if reason, _ := w.status(); reason != "" {
+		if reason, _, _ := w.status(); reason != "" {
 			t.Errorf("the store takes writes, but: %q", reason)
 		}
 		if c, e := o.waiting(); c+e != 0 {
