@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"iter"
 	"net/http"
@@ -72,37 +73,23 @@ func (c *Client) WatchVMs(ctx context.Context) iter.Seq2[blixard.VMFrame, error]
 	}
 }
 
-// FollowEvents streams every event after q.After. When the daemon does not know
-// the index to resume from, because its store began anew, the stream marks a
-// gap and goes on from now.
+// FollowEvents streams every event after q.After. A gap can lead back: to the
+// present index of a store that began anew.
 func (c *Client) FollowEvents(ctx context.Context, q blixard.EventQuery) iter.Seq2[blixard.EventFrame, error] {
 	return func(yield func(blixard.EventFrame, error) bool) {
-		// known says that the daemon knew q.After, or gave it.
-		known := false
 		connect := func() *url.URL { return target(pathEvents, pathEvents, encodeEvents(q, true)) }
-		take := func(f blixard.EventFrame) bool {
-			known = true
-			if f.Event != nil && f.Index <= q.After {
+		follow(ctx, c, connect, func(f blixard.EventFrame) bool {
+			switch {
+			case f.Gap:
+				q.After = f.Index
+			case f.Event != nil && f.Index <= q.After:
+				// It was told before.
 				return true
+			default:
+				q.After = max(q.After, f.Index)
 			}
-			q.After = max(q.After, f.Index)
 			return yield(f, nil)
-		}
-		var failed error
-		for {
-			follow(ctx, c, connect, take, func(err error) { failed = err })
-			if failed == nil {
-				return
-			}
-			if !known || blixard.ErrorCode(failed) != blixard.CodeNotFound || q.After == 0 {
-				yield(blixard.EventFrame{}, failed)
-				return
-			}
-			failed, known, q.After = nil, false, 0
-			if !yield(blixard.EventFrame{Gap: true}, nil) {
-				return
-			}
-		}
+		}, func(err error) { yield(blixard.EventFrame{}, err) })
 	}
 }
 
@@ -178,7 +165,7 @@ func (c *Client) readStream(ctx context.Context, u *url.URL, opened func(), take
 	lines := bufio.NewReaderSize(resp.Body, 64<<10)
 	for {
 		line, err := readLine(lines)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return blixard.Errorf(blixard.CodeUnavailable, "blixard-monitor at %s ended the stream", c.path).WithHint(startService)
 		}
 		if err != nil {
@@ -209,9 +196,9 @@ func readLine(r *bufio.Reader) ([]byte, error) {
 			return part, nil
 		case err == nil:
 			return append(long, part...), nil
-		case err == bufio.ErrBufferFull:
+		case errors.Is(err, bufio.ErrBufferFull):
 			long = append(long, part...)
-		case err == io.EOF && len(long)+len(part) > 0:
+		case errors.Is(err, io.EOF) && len(long)+len(part) > 0:
 			return nil, io.ErrUnexpectedEOF
 		default:
 			return nil, err

@@ -97,7 +97,7 @@ func vacant(ctx context.Context, path string) error {
 		return nil
 	}
 	// Anything else, such as a full backlog, is a sign of life.
-	return fmt.Errorf("%w: %v", ErrInUse, err)
+	return fmt.Errorf("%w: %w", ErrInUse, err)
 }
 
 // removeSocket removes a socket, and nothing that is none.

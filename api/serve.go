@@ -66,7 +66,9 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, logger *slog.Log
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = srv.Close()
 	}
-	<-served
+	if ended := <-served; !errors.Is(ended, http.ErrServerClosed) {
+		err = errors.Join(err, ended)
+	}
 	if err != nil {
 		return fmt.Errorf("stop serving the API: %w", err)
 	}

@@ -85,7 +85,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
 	if err := s.dispatch(w, r); err != nil {
-		s.fail(w, r, err)
+		s.fail(w, err)
 	}
 }
 
@@ -153,7 +153,7 @@ func (s *server) public(err error) *blixard.Error {
 	return blixard.Errorf(blixard.CodeInternal, "a fault of the daemon; its log says more").WithHint("journalctl -u blixard-monitor")
 }
 
-func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
+func (s *server) fail(w http.ResponseWriter, err error) {
 	e := s.public(err)
 	status := e.Code.Status()
 	if e == errMethod {

@@ -84,7 +84,7 @@ func TestServer_Methods(t *testing.T) {
 }
 
 // odd are names that a path or a shell may take for something else.
-var odd = []string{".", "..", "-rf", "a b", "a@b", `\x2d`, "new\nline", "\x00", "\x1b]0;x\a", "‮rtl", "%2e", "a%2Fb", "?q", "#f", "a;b", "ü", "\xff\xfe", "system", "user:1000", "+", "&"}
+var odd = []string{".", "..", "-rf", "a b", "a@b", `\x2d`, "new\nline", "\x00", "\x1b]0;x\a", "\u202ertl", "%2e", "a%2Fb", "?q", "#f", "a;b", "ü", "\xff\xfe", "system", "user:1000", "+", "&"}
 
 // TestServer_AnyName asks for VMs of every odd name, with the client and as
 // bytes on the wire.

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"iter"
 	"net/http"
@@ -48,10 +49,14 @@ func (st *stream[F]) serve(r *http.Request, first *F, seq func(context.Context) 
 	if r.Method == http.MethodHead {
 		return
 	}
+	var err error
 	if first != nil {
-		st.send(*first)
+		err = st.send(*first)
 	} else {
-		st.raw(nil)
+		err = st.raw(nil)
+	}
+	if err != nil {
+		return
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	var wg sync.WaitGroup
@@ -233,7 +238,8 @@ func (s *server) followEvents(w http.ResponseWriter, r *request, q blixard.Event
 	st := &stream[blixard.EventFrame]{s: s, w: w,
 		index: func(f blixard.EventFrame) uint64 { return f.Index },
 		idle: func(last blixard.EventFrame) (blixard.EventFrame, bool) {
-			return blixard.EventFrame{Index: max(last.Index, q.After)}, true
+			// Before the first frame the index is the one that was asked for.
+			return blixard.EventFrame{Index: cmp.Or(last.Index, q.After)}, true
 		},
 	}
 	st.serve(r.Request, first, func(ctx context.Context) iter.Seq2[blixard.EventFrame, error] {

@@ -302,8 +302,11 @@ func (f *Fleet) FollowEvents(ctx context.Context, q blixard.EventQuery) iter.Seq
 				yield(blixard.EventFrame{}, s.Error)
 				return
 			case q.After > s.Index:
-				yield(blixard.EventFrame{}, blixard.Errorf(blixard.CodeNotFound, "event index %d is not known", q.After))
-				return
+				// The index came from another store.
+				q.After = s.Index
+				if !yield(blixard.EventFrame{Gap: true, Index: q.After}, nil) {
+					return
+				}
 			case q.After < s.Trimmed:
 				q.After = s.Trimmed
 				if !yield(blixard.EventFrame{Gap: true, Index: q.After}, nil) {
