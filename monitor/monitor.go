@@ -47,8 +47,9 @@ type Config struct {
 	Log   *slog.Logger
 }
 
-// tickEvery is how often time passes for the Tracker.
-const tickEvery = time.Second
+// tickEvery is how often time passes for the Tracker: windows close and states
+// become unknown that much late at most.
+const tickEvery = 5 * time.Second
 
 // flushTimeout bounds the last writes when the monitor ends.
 const flushTimeout = 5 * time.Second

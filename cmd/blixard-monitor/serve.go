@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -25,6 +26,16 @@ import (
 	"github.com/blixard/blixard/monitor"
 	"github.com/blixard/blixard/store"
 	"github.com/blixard/blixard/systemd"
+)
+
+const (
+	// probeEvery is how often the member is asked whether it answers: a member
+	// that hangs is found within this and the time it may take, and between
+	// cycles nothing else costs as much.
+	probeEvery = 5 * time.Second
+	// gcPercent trades processor time for memory: what lives is small, and the
+	// garbage of a listing or a scrape need not pile up to as much again.
+	gcPercent = 50
 )
 
 // daemon is the running daemon: what main wires together.
@@ -46,6 +57,7 @@ func serve(ctx context.Context, cfg config.Config, load func() (config.Config, e
 	d := &daemon{cfg: cfg, load: load, level: new(slog.LevelVar), notify: systemd.NewNotifier()}
 	d.level.Set(cfg.Log.Level)
 	d.log = newLogger(stderr, cfg.Log.Format, d.level)
+	debug.SetGCPercent(gcPercent)
 
 	dir, err := store.OpenDir(cfg.DataDir)
 	if err != nil {
@@ -98,7 +110,8 @@ func (d *daemon) build(dir *store.Dir) (err error) {
 	if err != nil {
 		return fmt.Errorf("find this program: %w", err)
 	}
-	d.member = store.NewSupervisor(store.SupervisorConfig{Member: member, Command: append([]string{self, "member"}, member.Args()...), Logger: d.log.With("part", "member")})
+	d.member = store.NewSupervisor(store.SupervisorConfig{Member: member, Command: append([]string{self, "member"}, member.Args()...),
+		ProbeEvery: probeEvery, Logger: d.log.With("part", "member")})
 	d.store, err = store.Open(store.Config{Endpoints: []string{member.ClientURL()}, Node: node, MaxEvents: d.cfg.Events.Max,
 		Supervisor: d.member, Logger: d.log.With("part", "store")})
 	if err != nil {
