@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -39,6 +40,7 @@ func TestMain(m *testing.M) {
 
 var roles = map[string]func(ctx context.Context, args []string) error{
 	"member": memberRole,
+	"host":   hostRole,
 }
 
 func memberRole(ctx context.Context, args []string) error {
@@ -139,16 +141,19 @@ func awaitMember(t testing.TB, s *Supervisor, state string) {
 // await waits until check returns nil, for 30 s at most.
 func await(t testing.TB, what string, check func() error) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.After(30 * time.Second)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
 	for {
 		err := check()
 		if err == nil {
 			return
 		}
-		if time.Now().After(deadline) {
+		select {
+		case <-deadline:
 			t.Fatalf("await %s: %v", what, err)
+		case <-tick.C:
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 }
 
