@@ -11,7 +11,7 @@
 // where a peer's program cannot be had, and short also where it could not be
 // measured.
 //
-//	go run ./bench [-run REGEXP] [-n N]
+//	go run ./bench [-run REGEXP] [-n N] [-programs DIR]
 //
 // The fixture is a lab host with real systemd, N microVMs with their five
 // helpers each, and the daemon under the unit that ships: unprivileged, on the
@@ -92,6 +92,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	pattern := flags.String("run", "", "measure only figures whose name matches `REGEXP`")
+	programs := flags.String("programs", "", "measure the programs in `DIR`, such as ones made for a profile, instead of building them")
 	n := flags.Int("n", 1000, "how many VMs the smaller crowd has; the larger one has four times as many")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -109,7 +110,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "bench: no figure matches %q\n", *pattern)
 		return 2
 	}
-	b := &bench{n: *n, log: stderr}
+	b := &bench{n: *n, log: stderr, programs: *programs}
 	short, err := b.measure(ctx, todo, wanted, stdout)
 	if err != nil {
 		fmt.Fprintln(stderr, "bench:", err)
@@ -131,9 +132,11 @@ func (b *bench) measure(ctx context.Context, todo []step, wanted *regexp.Regexp,
 		return false, err
 	}
 	defer func() { err = errors.Join(err, b.lab.Close()) }()
-	b.programs = b.lab.Dir() + "/programs"
-	if err := lab.BuildBlixard(ctx, b.programs); err != nil {
-		return false, err
+	if b.programs == "" {
+		b.programs = b.lab.Dir() + "/programs"
+		if err := lab.BuildBlixard(ctx, b.programs); err != nil {
+			return false, err
+		}
 	}
 	defer func() {
 		if b.host != nil {

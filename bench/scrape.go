@@ -70,8 +70,13 @@ func (b *bench) rss(ctx context.Context, n int, name string) ([]result, error) {
 	if err != nil {
 		return nil, err
 	}
-	fmt.Fprintf(b.log, "monitor with %d VMs: resident %.1f MB, of it anonymous %.1f MB, greatest ever %.1f MB\n",
-		n, float64(m.resident)/1e6, float64(m.anonymous)/1e6, float64(m.peak)/1e6)
+	p, err := s.scrape(ctx)
+	if err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(b.log, "monitor with %d VMs: resident %.1f MB, of it anonymous %.1f MB, greatest ever %.1f MB; Go's heap: in use %.1f MB, free but not given back %.1f MB, next collection at %.1f MB\n",
+		n, float64(m.resident)/1e6, float64(m.anonymous)/1e6, float64(m.peak)/1e6, p.value("go_memstats_heap_inuse_bytes")/1e6,
+		(p.value("go_memstats_heap_idle_bytes")-p.value("go_memstats_heap_released_bytes"))/1e6, p.value("go_memstats_next_gc_bytes")/1e6)
 	return []result{{name: name, value: float64(m.resident) / 1e6, goal: atMost(rssBound(n) / 1e6), unit: "MB", digits: 1}}, nil
 }
 
