@@ -56,7 +56,7 @@ func (t *Tracker) SetDefinitions(now time.Time, defs map[string]Definition, comp
 		if v.unit == "" {
 			v.unit = "microvm@" + v.name + ".service"
 		}
-		if listed && v.dirty {
+		if listed && (v.dirty || t.define(v) != v.definition) {
 			t.update(now, v)
 		}
 	}

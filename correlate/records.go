@@ -103,6 +103,9 @@ func (t *Tracker) rebase(now time.Time, v *vm, r *blixard.VMRecord, past []resta
 	if r.RemovedAt != nil {
 		return nil
 	}
+	if v.manager == blixard.SystemManager && v.def == nil && !(t.filesKnown && t.filesComplete) {
+		v.definition = r.Definition
+	}
 	var from time.Time
 	if ended(r.Status.State) {
 		from = r.ObservedAt

@@ -161,7 +161,9 @@ func (t *Tracker) looping(now time.Time, v *vm, s blixard.VMStatus) blixard.VMSt
 	switch {
 	case s.State == blixard.StateRunning, s.State == blixard.StateStarting, s.State == blixard.StateStopping && !v.jobStop:
 		// Between two runs a unit that loops stops for a moment unasked.
-		if v.restarts.within(now, t.cfg.CrashWindow, v.ended) >= t.cfg.CrashRestarts {
+		// While its manager is away nobody knows whether the loop goes on.
+		away := v.status.State == blixard.StateCrashlooping && !t.manager(v.manager).lost.IsZero()
+		if away || v.restarts.within(now, t.cfg.CrashWindow, v.ended) >= t.cfg.CrashRestarts {
 			s.State = blixard.StateCrashlooping
 		}
 	case s.State == blixard.StateStopped, s.State == blixard.StateFailed:

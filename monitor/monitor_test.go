@@ -73,9 +73,9 @@ func TestMonitor_storeAway(t *testing.T) {
 // at random; in the end everything is there once.
 func TestMonitor_storeFlaps(t *testing.T) {
 	onHost(t, func(t *testing.T, h *host) {
-		random := rand.New(rand.NewPCG(1, 2))
+		random, fate := rand.New(rand.NewPCG(1, 2)), rand.New(rand.NewPCG(3, 4))
 		h.store.judge(func(ctx context.Context, _ blixard.Batch) error {
-			switch random.IntN(5) {
+			switch fate.IntN(5) {
 			case 0:
 				return blixard.Errorf(blixard.CodeUnavailable, "no leader")
 			case 1:
@@ -83,7 +83,7 @@ func TestMonitor_storeFlaps(t *testing.T) {
 			case 2:
 				return blixard.Errorf(blixard.CodeBusy, "too many requests")
 			case 3:
-				if random.IntN(10) == 0 {
+				if fate.IntN(10) == 0 {
 					<-ctx.Done()
 					return ctx.Err()
 				}
@@ -178,6 +178,7 @@ func TestMonitor_restart(t *testing.T) {
 		h.system.run(vmUnit("web"), "a", 0)
 		h.start()
 		h.sleep(time.Minute)
+		first := len(h.store.batches)
 		for range 5 {
 			h.end()
 			h.sleep(time.Minute)
@@ -199,12 +200,10 @@ func TestMonitor_restart(t *testing.T) {
 				t.Errorf("event %d of the node: %+v", i, e)
 			}
 		}
-		commands := 0
-		for _, b := range h.store.batches {
-			commands += len(b.Commands)
-		}
-		if commands != 4 {
-			t.Errorf("%d commands were written, want a registration and a verdict for each VM", commands)
+		for _, b := range h.store.batches[first:] {
+			if len(b.Commands) != 0 {
+				t.Errorf("after the first life was written %+v", b.Commands)
+			}
 		}
 	})
 }

@@ -367,7 +367,7 @@ func TestMonitor_redial(t *testing.T) {
 			}
 		}
 		if n := batches() - written; n != 0 {
-			t.Errorf("%d batches were written", n)
+			t.Errorf("written was %+v", h.store.batches[written:])
 		}
 		h.system.rise()
 		h.sleep(5 * time.Second)
