@@ -54,7 +54,7 @@ type VMFrame struct {
 	// Gone is the address of a VM that is shown no more.
 	Gone string `json:"gone,omitempty"`
 	// Synced says that every VM there is has been sent. A frame with Synced
-	// and neither VM nor Gone also comes at least every KeepAlive.
+	// and neither VM nor Gone also comes at least every 15 s.
 	Synced bool   `json:"synced,omitempty"`
 	Index  uint64 `json:"index"`
 }

@@ -12,9 +12,12 @@ const MaxNodeName = 64
 var nodeName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)
 
 // CheckNodeName refuses a name that is not letters, digits, dots, dashes and
-// underscores, or longer than MaxNodeName. The error is an *Error with
+// underscores, or longer than MaxNodeName, or that reads as a manager. The error is an *Error with
 // CodeInvalid.
 func CheckNodeName(s string) error {
+	if IsManager(s) {
+		return Errorf(CodeInvalid, "node name %q: in an address it would mean a manager", s)
+	}
 	if len(s) > MaxNodeName || !nodeName.MatchString(s) {
 		return Errorf(CodeInvalid, "node name %q: want 1 to %d letters, digits, dots, dashes or underscores, beginning and ending with a letter or digit", s, MaxNodeName)
 	}

@@ -169,8 +169,9 @@ func find(name string) *Key {
 	return nil
 }
 
-// maxSocketPath is the longest path of a socket in bytes, the kernel's bound.
-const maxSocketPath = 107
+// maxSocketPath is the longest path of a socket in bytes: the kernel's bound of
+// 107, less the ending under which the API makes it before it takes its place.
+const maxSocketPath = 103
 
 func maxSocket(s string) error {
 	if len(s) > maxSocketPath {

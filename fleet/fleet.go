@@ -66,6 +66,7 @@ func (f *Fleet) VM(ctx context.Context, ref blixard.VMRef) (blixard.List[blixard
 	if err := f.known(ref.Node); err != nil {
 		return blixard.List[blixard.VM]{}, err
 	}
+	ref = f.narrow(ref)
 	l := f.list(func(v *blixard.VM) bool { return ref.Match(v.VMID()) })
 	switch len(l.Items) {
 	case 1:
@@ -78,6 +79,20 @@ func (f *Fleet) VM(ctx context.Context, ref blixard.VMRef) (blixard.List[blixard
 		err.Candidates = append(err.Candidates, l.Items[i].ID)
 	}
 	return blixard.List[blixard.VM]{}, err
+}
+
+// narrow has NODE/NAME mean the system's VM where there is one: that is its
+// address, and a user's VM of that name has another.
+func (f *Fleet) narrow(ref blixard.VMRef) blixard.VMRef {
+	if ref.Node == "" || ref.Manager != "" || ref.Name == "" {
+		return ref
+	}
+	system := ref
+	system.Manager = blixard.SystemManager
+	if slices.ContainsFunc(f.cfg.Host.View().Entries, func(e correlate.Entry) bool { return system.Match(e.VM.VMID()) }) {
+		return system
+	}
+	return ref
 }
 
 // known refuses a node that is not there.
@@ -304,6 +319,7 @@ func (f *Fleet) Events(ctx context.Context, q blixard.EventQuery) (blixard.List[
 	if err := f.known(q.VM.Node); err != nil {
 		return blixard.List[blixard.Event]{}, err
 	}
+	q.VM = f.narrow(q.VM)
 	var behind []string
 	if err := f.caughtUp(ctx); err != nil {
 		behind = []string{f.cfg.Node.Name + ": the newest events are written, but not in memory yet: " + err.Error()}
@@ -334,6 +350,7 @@ func (f *Fleet) FollowEvents(ctx context.Context, q blixard.EventQuery) iter.Seq
 	if err := f.known(q.VM.Node); err != nil {
 		return func(yield func(blixard.EventFrame, error) bool) { yield(blixard.EventFrame{}, err) }
 	}
+	q.VM = f.narrow(q.VM)
 	return f.cfg.Store.FollowEvents(ctx, q)
 }
 

@@ -102,8 +102,8 @@ func (v *View) Stale() string { return v.contact.stale() }
 // staleAfter is the silence after which a view counts as stale; the store is
 // asked for a sign of life several times as often.
 const (
-	staleAfter   = 10 * time.Second
-	contactEvery = 3 * time.Second
+	staleAfter   = 15 * time.Second
+	contactEvery = 5 * time.Second
 )
 
 // contact is when the store was last heard of.

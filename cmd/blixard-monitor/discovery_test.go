@@ -88,6 +88,14 @@ func TestDiscovery(t *testing.T) {
 	if a, b := vms["web-1"], vms[user]; a.MainPID == b.MainPID || a.Manager != "system" || b.Manager != fmt.Sprintf("user:%d", u.UID) {
 		t.Errorf("two VMs named web-1 are shown as %+v and %+v", a, b)
 	}
+	if code, out := s.code("blixard", "vm", "show", "web-1"); code != 2 || !strings.Contains(out, "h1/"+user) {
+		t.Errorf("a name that two VMs have ends with %d, want 2 and the candidates:\n%s", code, out)
+	}
+	for _, id := range []string{"h1/web-1", "h1/" + user} {
+		if got := get[blixard.VM](s, "vm", "show", id).Items; len(got) != 1 || got[0].ID != id {
+			t.Errorf("the address %s shows %v", id, got)
+		}
+	}
 	// What loops changes while one looks, so each look may need another one.
 	s.within(20*time.Second, "the list equals systemd's", func() error { return equalsSystemd(s, s.vms()) })
 }

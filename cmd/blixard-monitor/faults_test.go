@@ -144,6 +144,15 @@ func TestMemberFaults(t *testing.T) {
 			from := s.last()
 			before := s.cluster().Store.Members[0].Restarts
 			s.exec("kill", "-"+fault.signal, s.memberPID())
+			if fault.signal == "STOP" {
+				s.within(30*time.Second, "cluster status says degraded", func() error {
+					if code, out := s.code("blixard", "cluster", "status"); code != 10 {
+						return fmt.Errorf("it ends with %d:\n%s", code, out)
+					}
+					return nil
+				})
+				s.exec("kill", "-"+fault.signal, s.memberPID()) // it may be a new one by now
+			}
 			// The host is watched on, and answered for.
 			s.exec("systemctl", "stop", "microvm@web-2")
 			s.awaitState(3*time.Second, blixard.StateStopped, "web-2")
