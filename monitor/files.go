@@ -56,7 +56,7 @@ func (r *reader) all(ctx context.Context) {
 	defs, complete, reason := r.files.Scan(ctx)
 	r.mark(time.Time{})
 	r.meter.Scanned(time.Since(start), complete)
-	r.deliver(ctx, func(now time.Time, t *correlate.Tracker) { t.SetDefinitions(now, defs, complete, reason) })
+	_ = r.deliver(ctx, func(now time.Time, t *correlate.Tracker) { t.SetDefinitions(now, defs, complete, reason) })
 }
 
 func (r *reader) some(ctx context.Context) {
@@ -69,7 +69,7 @@ func (r *reader) some(ctx context.Context) {
 		d, ok := r.files.Refresh(ctx, name)
 		r.mark(time.Time{})
 		if ok {
-			r.deliver(ctx, func(now time.Time, t *correlate.Tracker) { t.SetDefinition(now, name, d) })
+			_ = r.deliver(ctx, func(now time.Time, t *correlate.Tracker) { t.SetDefinition(now, name, d) })
 		}
 	}
 }

@@ -104,7 +104,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 	written := make(chan struct{})
 	go func() {
 		defer close(written)
-		m.writer.Run(wctx)
+		_ = m.writer.Run(wctx) // ends with its context alone
 	}()
 
 	m.box.add(nil, []blixard.Event{{ObservedAt: time.Now(), Node: m.cfg.Node.Name, Type: blixard.EventMonitorStarted, Detail: "version " + m.cfg.Node.Version}})
@@ -166,7 +166,7 @@ func (m *Monitor) load(ctx context.Context) error {
 	for ctx.Err() == nil {
 		records, events, err := m.cfg.Store.Load(ctx)
 		if err == nil {
-			m.deliver(ctx, func(now time.Time, t *correlate.Tracker) {
+			_ = m.deliver(ctx, func(now time.Time, t *correlate.Tracker) {
 				t.SetRecords(now, records, events)
 				for i := range records {
 					m.watch(records[i].Manager)
@@ -215,7 +215,8 @@ func (m *Monitor) engine(ctx context.Context, g *errgroup.Group) error {
 	}
 }
 
-// deliver has the engine run f, and returns when it is queued.
+// deliver has the engine run f, and returns when it is queued. The only error is
+// the end of ctx, which a loop sees by itself.
 func (m *Monitor) deliver(ctx context.Context, f func(now time.Time, t *correlate.Tracker)) error {
 	// What a loop says after its end is not heard: it may be older than what its
 	// successor says.
@@ -284,7 +285,7 @@ func (m *Monitor) watcher(manager string) *watcher {
 	}
 	if m.cfg.UserManagers {
 		w.users = func(ctx context.Context, running map[string]bool) {
-			m.deliver(ctx, func(time.Time, *correlate.Tracker) { m.setUsers(running) })
+			_ = m.deliver(ctx, func(time.Time, *correlate.Tracker) { m.setUsers(running) })
 		}
 	}
 	return w

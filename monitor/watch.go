@@ -76,7 +76,7 @@ func (w *watcher) Run(ctx context.Context) error {
 		if w.ended != nil && w.ended.Load() {
 			// No manager, no units: an answer as good as a listing.
 			w.last = nil
-			w.observe(ctx, correlate.Observation{Manager: w.manager, Complete: true})
+			_ = w.observe(ctx, correlate.Observation{Manager: w.manager, Complete: true})
 			w.pause(ctx, w.interval)
 			lost = time.Time{}
 			continue
@@ -136,7 +136,7 @@ func (w *watcher) lost(ctx context.Context, err error) {
 			}
 		}
 	}
-	w.deliver(ctx, func(now time.Time, t *correlate.Tracker) {
+	_ = w.deliver(ctx, func(now time.Time, t *correlate.Tracker) {
 		t.Lost(now, w.manager, reason, hint)
 		if len(names) > 0 {
 			if hint != "" {
