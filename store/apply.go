@@ -131,7 +131,7 @@ func (s *Store) Apply(ctx context.Context, b blixard.Batch) (index uint64, err e
 // check refuses a batch that can never be written and lists the VMs it is about.
 func (s *Store) check(b *blixard.Batch) ([]blixard.VMID, error) {
 	if b.ID == "" || len(b.ID) > maxBatchID || !utf8.ValidString(b.ID) {
-		return nil, blixard.Errorf(blixard.CodeInvalid, "batch id %q: want 1 to %d bytes of text", b.ID, maxBatchID)
+		return nil, blixard.Errorf(blixard.CodeInvalid, "batch id %.64q: want 1 to %d bytes of text", b.ID, maxBatchID)
 	}
 	if len(b.Events) >= blixard.IndexScale {
 		return nil, blixard.Errorf(blixard.CodeInvalid, "batch of %d events: want fewer than %d", len(b.Events), blixard.IndexScale)
@@ -374,13 +374,21 @@ func mayBeSent(err error) bool {
 	case errors.Is(err, rpctypes.ErrNoSpace), errors.Is(err, rpctypes.ErrRequestTooLarge), errors.Is(err, rpctypes.ErrTooManyOps):
 		return false
 	}
+	return !notConnected(err)
+}
+
+// notConnected reports whether a call failed because there is no connection.
+func notConnected(err error) bool {
 	st, ok := status.FromError(err)
-	return !ok || st.Code() != codes.Unavailable || !strings.Contains(st.Message(), "Error while dialing")
+	return ok && st.Code() == codes.Unavailable && strings.Contains(st.Message(), "Error while dialing")
 }
 
 // failed makes the error of a write that was not acknowledged. sent says that
 // an attempt may have been done.
 func (s *Store) failed(ctx context.Context, err error, sent bool) error {
+	if notConnected(err) {
+		s.mirror.contact.lose("the store is not reached")
+	}
 	code := blixard.CodeUnavailable
 	if sent {
 		code = blixard.CodeTimeout

@@ -41,6 +41,25 @@ func TestMain(m *testing.M) {
 var roles = map[string]func(ctx context.Context, args []string) error{
 	"member": memberRole,
 	"host":   hostRole,
+	"daemon": daemonRole,
+}
+
+// daemonRole runs a member as a daemon does and prints its process id.
+func daemonRole(ctx context.Context, args []string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	dir := args[0]
+	m := MemberConfig{Dir: filepath.Join(dir, "member"), SocketDir: filepath.Join(dir, "s")}
+	s := NewSupervisor(SupervisorConfig{Member: m, Command: append([]string{self, "member"}, m.Args()...), Logger: slog.New(slog.DiscardHandler)})
+	go func() {
+		for s.Status().State != MemberRunning {
+			runtime.Gosched()
+		}
+		fmt.Println(s.Status().PID)
+	}()
+	return s.Run(ctx)
 }
 
 func memberRole(ctx context.Context, args []string) error {

@@ -33,9 +33,9 @@ const (
 	// catchUpEntries how many stay.
 	snapshotCount  = 2000
 	catchUpEntries = 100
-	// defragMiB is how much its database file may shrink by before it is
-	// written anew at a start.
-	defragMiB = 64
+	// defragBytes is how much its database file may shrink by, a quarter of its
+	// quota at most, before it is written anew at a start.
+	defragBytes = 64 << 20
 	// gcPercent and memoryLimit trade a little of the processor for memory. The
 	// limit is far above what a member needs at rest, so that it never starves.
 	gcPercent   = 50
@@ -169,7 +169,7 @@ func etcdConfig(cfg *MemberConfig, core *zapCore) *embed.Config {
 	e.SnapshotCount, e.SnapshotCatchUpEntries = snapshotCount, catchUpEntries
 	e.MaxSnapFiles, e.MaxWalFiles = 2, 2
 	e.QuotaBackendBytes = cfg.QuotaBytes
-	e.BootstrapDefragThresholdMegabytes = defragMiB
+	e.BootstrapDefragThresholdMegabytes = uint(min(defragBytes, cfg.QuotaBytes/4) >> 20)
 	e.AutoCompactionMode, e.AutoCompactionRetention = embed.CompactorModePeriodic, cfg.CompactAfter.String()
 	e.Metrics = "basic"
 	e.LogLevel = "warn"

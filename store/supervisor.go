@@ -17,8 +17,8 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
-
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/time/rate"
 )
 
 // The states of a member, as blixard.MemberStatus tells them.
@@ -184,7 +184,7 @@ func (s *Supervisor) runOnce(ctx context.Context, delays *backoff.ExponentialBac
 	case <-c.ended:
 		stopProbing()
 		<-probed
-		return c.reason()
+		return s.advise(c.reason())
 	case hung := <-probed:
 		if ctx.Err() != nil {
 			return c.stop(s.cfg.StopWithin)
@@ -195,6 +195,17 @@ func (s *Supervisor) runOnce(ctx context.Context, delays *backoff.ExponentialBac
 		<-c.ended
 		return hung
 	}
+}
+
+// advise adds to the reason of an end what to do about a member whose files are
+// damaged, which no restart mends.
+func (s *Supervisor) advise(err error) error {
+	for _, sign := range []string{"invalid database", "crc mismatch", "checksum error", "checksum mismatch", "failed to read WAL", "failed to recover v3 backend", "unexpected EOF", "unexpected end of file"} {
+		if strings.Contains(err.Error(), sign) {
+			return fmt.Errorf("%w; its files are damaged: restore them, or stop the daemon and move %s away, and the records are made anew of what the host runs, without their history", err, s.cfg.Member.Dir)
+		}
+	}
+	return err
 }
 
 // awaitFolder waits until no other process holds the member's folder, such as a
@@ -261,8 +272,11 @@ func probeOnce(ctx context.Context, client *clientv3.Client, within time.Duratio
 
 // Bounds on what a child says.
 const (
-	childLine  = 2048
-	childLines = 100
+	// childLine is how much of a line is kept, in bytes.
+	childLine = 2048
+	// childLines are passed on at once, and then one every childEvery.
+	childLines = 30
+	childEvery = 5 * time.Second
 )
 
 // child is the process of a member.
@@ -275,7 +289,8 @@ type child struct {
 
 	// mu guards last and worst.
 	mu sync.Mutex
-	// last is the last line it said, worst the first that tells of a crash.
+	// last is the last line it said, worst the first that tells of a crash with
+	// the one before.
 	last, worst string
 }
 
@@ -320,11 +335,12 @@ func childEnv(env []string) []string {
 	return out
 }
 
-// listen passes on what the child says, the first lines of it, and keeps what
+// listen passes on what the child says, some of it when it is much, and keeps what
 // tells why it ended.
 func (c *child) listen(r io.Reader, log *slog.Logger) {
 	in := bufio.NewReaderSize(r, childLine)
-	for n := 0; ; {
+	limit := rate.NewLimiter(rate.Every(childEvery), childLines)
+	for left := 0; ; {
 		line, more, err := in.ReadLine()
 		if err != nil {
 			return
@@ -337,15 +353,27 @@ func (c *child) listen(r io.Reader, log *slog.Logger) {
 			continue
 		}
 		c.mu.Lock()
-		c.last = text
 		if c.worst == "" && (strings.HasPrefix(text, "panic:") || strings.HasPrefix(text, "fatal error:")) {
-			c.worst = text
+			// Etcd logs what made it panic just before.
+			c.worst = strings.TrimPrefix(message(c.last)+": "+text, ": ")
 		}
+		c.last = text
 		c.mu.Unlock()
-		if n++; n <= childLines {
-			log.Warn("member: "+text, "pid", c.cmd.Process.Pid)
+		if !limit.Allow() {
+			left++
+			continue
 		}
+		log.Warn("member: "+message(text), "pid", c.cmd.Process.Pid, "left_out", left)
+		left = 0
 	}
+}
+
+// message is what a line of a log says, without time and level.
+func message(line string) string {
+	if _, rest, ok := strings.Cut(line, " msg="); ok && strings.HasPrefix(line, "time=") {
+		return rest
+	}
+	return line
 }
 
 // reason is why the child ended, in one line.
@@ -359,8 +387,8 @@ func (c *child) reason() error {
 	switch {
 	case c.worst != "":
 		return fmt.Errorf("%s: %s", how, c.worst)
-	case c.last != "":
-		return fmt.Errorf("%s: %s", how, c.last)
+	case c.last != "" && c.cmd.ProcessState.Exited():
+		return fmt.Errorf("%s: %s", how, message(c.last))
 	}
 	return errors.New(how)
 }

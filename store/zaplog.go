@@ -2,7 +2,10 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync/atomic"
 
 	"go.uber.org/zap/zapcore"
@@ -34,23 +37,31 @@ func (c *zapCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Chec
 
 // Write passes an entry on.
 func (c *zapCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	enc := zapcore.NewMapObjectEncoder()
-	for _, f := range c.fields {
-		f.AddTo(enc)
-	}
-	for _, f := range fields {
-		f.AddTo(enc)
-	}
 	level := slog.LevelWarn
 	if e.Level > zapcore.WarnLevel {
 		level = slog.LevelError
 	}
-	attrs := make([]slog.Attr, 0, len(enc.Fields))
-	for k, v := range enc.Fields {
-		attrs = append(attrs, slog.Any(k, v))
+	var attrs []slog.Attr
+	for _, f := range slices.Concat(c.fields, fields) {
+		enc := zapcore.NewMapObjectEncoder()
+		f.AddTo(enc)
+		for k, v := range enc.Fields {
+			attrs = append(attrs, slog.String(k, short(v)))
+		}
 	}
 	c.log.LogAttrs(context.Background(), level, e.Message, attrs...)
 	return nil
+}
+
+// short is a value of etcd's log, which may be a whole request, cut to a length
+// that a line of a log can bear.
+func short(v any) string {
+	const most = 256
+	s := fmt.Sprint(v)
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "..."
+	}
+	return s
 }
 
 // Sync has nothing to do: a slog.Logger does not buffer.
