@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -20,7 +21,8 @@ import (
 const execTimeout = 2 * time.Minute
 
 // Cmd is a command on a host. Set the streams before Start. When its context
-// ends it is killed with everything it started.
+// ends it is killed with everything it started, and Wait returns when all of
+// that is dead.
 type Cmd struct {
 	// Stdin, Stdout and Stderr are as in exec.Cmd; a terminal may be passed
 	// through.
@@ -35,6 +37,7 @@ type Cmd struct {
 	argv   []string
 	cmd    *exec.Cmd
 	cgroup string
+	killed atomic.Bool
 }
 
 // Command prepares a command on the host. It runs as root, in a cgroup of its
@@ -90,29 +93,33 @@ func (c *Cmd) start() error {
 	return nil
 }
 
-// kill ends the command and what it started. Frozen, the cgroup cannot grow while
-// its processes are counted. nsenter is spared if it has a child to reap: else
-// that would be left to the machine's PID 1, and the host's end would wait for
-// it.
+// kill ends the command and what it started.
 func (c *Cmd) kill() error {
-	set := func(file, value string) error {
-		err := os.WriteFile(filepath.Join(c.cgroup, file), []byte(value), 0)
-		if errors.Is(err, fs.ErrNotExist) {
-			return os.ErrProcessDone
-		}
+	c.killed.Store(true)
+	err := c.signal(syscall.SIGKILL)
+	if err != nil && !errors.Is(err, os.ErrProcessDone) {
+		err = errors.Join(err, c.set("cgroup.kill", "1"))
+	}
+	return err
+}
+
+// signal sends the signal to all processes of the command. Frozen, the cgroup
+// cannot grow while they are counted. nsenter is spared if it has a child to
+// reap: else that would be left to the machine's PID 1, and the host's end would
+// wait for it.
+func (c *Cmd) signal(sig syscall.Signal) (err error) {
+	if err := c.set("cgroup.freeze", "1"); err != nil {
 		return err
 	}
-	if err := set("cgroup.freeze", "1"); err != nil {
-		return err
-	}
+	defer func() { err = errors.Join(err, c.set("cgroup.freeze", "0")) }()
 	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
 	if err := awaitCgroup(ctx, c.cgroup, "frozen 1"); err != nil {
-		return errors.Join(err, set("cgroup.kill", "1"))
+		return err
 	}
 	text, err := os.ReadFile(filepath.Join(c.cgroup, "cgroup.procs"))
 	if err != nil {
-		return errors.Join(err, set("cgroup.kill", "1"))
+		return err
 	}
 	pids := strings.Fields(string(text))
 	own := strconv.Itoa(c.cmd.Process.Pid)
@@ -124,17 +131,33 @@ func (c *Cmd) kill() error {
 		if pid == own && len(pids) > 1 {
 			continue
 		}
-		if err := syscall.Kill(n, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return fmt.Errorf("kill %d: %w", n, err)
+		if err := syscall.Kill(n, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("signal %d: %w", n, err)
 		}
 	}
-	return set("cgroup.freeze", "0")
+	return nil
+}
+
+func (c *Cmd) set(file, value string) error {
+	err := os.WriteFile(filepath.Join(c.cgroup, file), []byte(value), 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return os.ErrProcessDone
+	}
+	return err
 }
 
 // Wait waits for the command's end. The error of one that ran and failed wraps
 // *exec.ExitError; a command killed with its host ends so too.
 func (c *Cmd) Wait() error {
 	err := c.cmd.Wait()
+	if c.killed.Load() {
+		// What the command started dies in its own time.
+		ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+		defer cancel()
+		if gone := awaitCgroup(ctx, c.cgroup, "populated 0"); gone != nil && !errors.Is(gone, fs.ErrNotExist) && !errors.Is(gone, syscall.ENODEV) {
+			err = errors.Join(err, gone)
+		}
+	}
 	// Refused while something the command left in the background still runs: the
 	// host's end removes it then.
 	_ = os.Remove(c.cgroup)
@@ -155,8 +178,18 @@ func (c *Cmd) Run() error {
 	return c.Wait()
 }
 
-// Signal sends a signal to every process of the command.
-func (c *Cmd) Signal(sig os.Signal) error { return c.cmd.Process.Signal(sig) }
+// Signal sends a signal to every process of the command. One that has ended is
+// os.ErrProcessDone.
+func (c *Cmd) Signal(sig os.Signal) error {
+	number, ok := sig.(syscall.Signal)
+	if !ok {
+		return fmt.Errorf("signal %q: %v is none", c.argv, sig)
+	}
+	if err := c.signal(number); err != nil {
+		return fmt.Errorf("signal %q on %s: %w", c.argv, c.host.name, err)
+	}
+	return nil
+}
 
 // Exec runs a command on the host as root and returns its standard output. The
 // error of a command that failed wraps *exec.ExitError and ends with what it

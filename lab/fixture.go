@@ -5,7 +5,6 @@ import (
 	"embed"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -50,22 +49,15 @@ type MicroVMOptions struct {
 
 // InstallMicroVM puts on the host what microvm.nix's host module does: all
 // templates, microvms.target, the state directory, IO accounting on as NixOS has
-// it. The host may be off; if it runs, systemd is told and starts the target. The user microvm and the
-// group kvm are in the root file system already.
+// it. The host may be off; if it runs, systemd is told and starts the target. The
+// user microvm and the group kvm are in the root file system already.
 func (h *Host) InstallMicroVM(ctx context.Context, opts MicroVMOptions) error {
-	if err := h.installMicroVM(ctx, opts); err != nil {
-		return fmt.Errorf("install microvm.nix on %s: %w", h.name, err)
-	}
-	return nil
+	return installMicroVM(ctx, h, opts)
 }
 
-func (h *Host) installMicroVM(ctx context.Context, opts MicroVMOptions) error {
-	if opts.StateDir == "" {
-		opts.StateDir = DefaultStateDir
-	}
-	if opts.TimeoutSec == 0 {
-		opts.TimeoutSec = 150
-	}
+// installFiles are what microvm.nix's host module puts on a host. opts must be
+// complete.
+func installFiles(opts MicroVMOptions) ([]entry, error) {
 	data := struct {
 		StateDir, Scripts           string
 		Notify, SetBooted, Machined bool
@@ -73,8 +65,9 @@ func (h *Host) installMicroVM(ctx context.Context, opts MicroVMOptions) error {
 	}{opts.StateDir, scriptsDir, opts.UseNotifySockets, !opts.BeforeSetBooted, !opts.BeforeMachined, opts.TimeoutSec}
 	units, err := fixtureFiles.ReadDir("fixture")
 	if err != nil {
-		return err
+		return nil, err
 	}
+	var files []entry
 	for _, u := range units {
 		name := u.Name()
 		if name == "install-microvm.service" || name == "microvm-set-booted@.service" && opts.BeforeSetBooted {
@@ -82,58 +75,23 @@ func (h *Host) installMicroVM(ctx context.Context, opts MicroVMOptions) error {
 		}
 		text, err := unitText(name, data)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if err := h.WriteFile(unitDir+"/"+name, text, 0o644); err != nil {
-			return err
-		}
+		files = append(files, textFile(unitDir+"/"+name, 0o644, string(text)))
 	}
-	if err := h.Symlink("../microvms.target", unitDir+"/multi-user.target.wants/microvms.target"); err != nil {
-		return err
-	}
-	if err := h.WriteFile("/etc/systemd/system.conf.d/accounting.conf", []byte("[Manager]\nDefaultIOAccounting=yes\n"), 0o644); err != nil {
-		return err
-	}
-	if err := h.WriteFile(scriptsDir+"/set-booted", []byte("#!/bin/sh -e\nrm -f booted\nln -s $(readlink current) booted\n"), 0o555); err != nil {
-		return err
-	}
-	if err := h.installStubs(); err != nil {
-		return err
-	}
-	if err := h.Mkdir(opts.StateDir, 0o775); err != nil {
-		return err
-	}
-	if err := h.chown(opts.StateDir); err != nil {
-		return err
-	}
-	h.mu.Lock()
-	h.stateDir = opts.StateDir
-	h.mu.Unlock()
-	if err := h.reload(ctx); err != nil || !h.Running() {
-		return err
-	}
-	_, err = h.Exec(ctx, "systemctl", "start", "microvms.target")
-	return err
-}
-
-// installStubs puts the stand-in under the names of all VMMs: it is the name
-// that a monitor sees.
-func (h *Host) installStubs() error {
+	files = append(files,
+		linkFile(unitDir+"/multi-user.target.wants/microvms.target", "../microvms.target"),
+		textFile("/etc/systemd/system.conf.d/accounting.conf", 0o644, "[Manager]\nDefaultIOAccounting=yes\n"),
+		textFile(scriptsDir+"/set-booted", 0o555, "#!/bin/sh -e\nrm -f booted\nln -s $(readlink current) booted\n"),
+		owned(folder(opts.StateDir, 0o775)))
+	// The stand-in under the names of all VMMs: it is the name that a monitor
+	// sees. Links to one file: one copy in memory for all.
 	program := stubsDir + "/stand-in"
-	if err := h.WriteFile(program, stubProgram(), 0o555); err != nil {
-		return err
-	}
-	from, err := h.place(program)
-	if err != nil {
-		return err
-	}
+	files = append(files, entry{File: File{Path: program, Data: stubProgram(), Mode: 0o555}})
 	for _, name := range stubNames() {
-		// Links to one file: one copy in memory for all.
-		if err := os.Link(from, filepath.Join(filepath.Dir(from), name)); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
-		}
+		files = append(files, entry{File: File{Path: stubsDir + "/" + name, Link: program}, hard: true})
 	}
-	return nil
+	return files, nil
 }
 
 // unitText fills in an embedded unit.
@@ -149,15 +107,6 @@ func unitText(name string, data any) ([]byte, error) {
 	return []byte(b.String()), nil
 }
 
-// reload tells a running systemd that units changed.
-func (h *Host) reload(ctx context.Context) error {
-	if !h.Running() {
-		return nil
-	}
-	_, err := h.Exec(ctx, "systemctl", "daemon-reload")
-	return err
-}
-
 // StateDir is the folder of the VM on the host; of all VMs for an empty name.
 func (h *Host) StateDir(name string) string {
 	h.mu.Lock()
@@ -166,6 +115,12 @@ func (h *Host) StateDir(name string) string {
 		return h.stateDir
 	}
 	return h.stateDir + "/" + name
+}
+
+func (h *Host) setStateDir(dir string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.stateDir = dir
 }
 
 // MicroVMIDs are the ids of the user microvm and the group kvm on all hosts.
@@ -204,109 +159,63 @@ func (h *Host) chown(paths ...string) error {
 // AddVM lays down one VM as microvm.nix would: the runner in the store, the
 // state directory, and drop-ins if it is declared. It does not start it. The
 // host may be off.
-func (h *Host) AddVM(ctx context.Context, vm VM) error {
-	reload, err := h.addVM(&vm)
-	if err != nil {
-		return fmt.Errorf("add VM %q on %s: %w", vm.Name, h.name, err)
-	}
-	if reload {
-		return h.reload(ctx)
-	}
-	return nil
-}
+func (h *Host) AddVM(ctx context.Context, vm VM) error { return addVM(ctx, h, vm) }
 
-// addVM writes the VM's files; reload tells whether units are among them.
-func (h *Host) addVM(vm *VM) (reload bool, err error) {
-	if h.StateDir("") == "" {
-		return false, errors.New("InstallMicroVM was not called")
-	}
-	if err := vm.complete(); err != nil {
-		return false, err
-	}
-	runner, err := h.putStore(vm)
+// vmFiles are the files of a complete VM on a host with that state directory.
+func vmFiles(stateDir string, vm *VM) ([]entry, error) {
+	files, err := vm.storeFiles()
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	dir := h.StateDir(vm.Name)
-	if err := h.Mkdir(dir, 0o755); err != nil {
-		return false, err
-	}
-	if err := h.Symlink(runner, dir+"/current"); err != nil {
-		return false, err
-	}
-	owned := []string{dir, dir + "/current"}
+	dir := stateDir + "/" + vm.Name
+	files = append(files, owned(folder(dir, 0o755)), owned(linkFile(dir+"/current", vm.runner())))
 	switch vm.Provenance {
 	case Imperative:
 		// microvm -c writes it with echo -n.
-		if err := h.put(dir+"/flake", []byte(vm.Flake), 0o644); err != nil {
-			return false, err
-		}
-		owned = append(owned, dir+"/flake")
+		files = append(files, owned(textFile(dir+"/flake", 0o644, vm.Flake)))
 	case Declared:
-		if err := h.Symlink(vm.toplevel(), dir+"/toplevel"); err != nil {
-			return false, err
+		declared, err := declaredFiles(stateDir, vm)
+		if err != nil {
+			return nil, err
 		}
-		if err := h.declare(vm, runner); err != nil {
-			return false, err
-		}
-		reload = true
+		files = append(append(files, linkFile(dir+"/toplevel", vm.toplevel())), declared...)
 	case Deployed:
 		old := *vm
 		old.Revision--
-		if err := h.Symlink(old.runner(), dir+"/old"); err != nil {
-			return false, err
-		}
+		files = append(files, linkFile(dir+"/old", old.runner()))
 	}
 	if vm.Notify {
 		drop := fmt.Sprintf("%s/microvm@%s.service.d/notify.conf", unitDir, vm.Name)
-		if err := h.WriteFile(drop, []byte("[Service]\nType=notify\n"), 0o644); err != nil {
-			return false, err
-		}
-		reload = true
+		files = append(files, textFile(drop, 0o644, "[Service]\nType=notify\n"))
 	}
-	return reload, h.chown(owned...)
+	return files, nil
 }
 
-// declare writes the units that NixOS makes for a VM in its configuration.
-func (h *Host) declare(vm *VM, runner string) error {
+// declaredFiles are the units that NixOS makes for a VM in its configuration.
+func declaredFiles(stateDir string, vm *VM) ([]entry, error) {
 	script := storePath("unit-script-install-microvm-"+vm.Name) + "/bin/install-microvm-start"
-	text := fmt.Sprintf("#!/bin/sh -e\nmkdir -p '%[1]s'\ncd '%[1]s'\nln -sTf %[2]s current\nchown -h microvm:kvm . current\nln -sTf %[3]s toplevel\n",
-		h.StateDir(vm.Name), runner, vm.toplevel())
-	if err := h.WriteFile(script, []byte(text), 0o555); err != nil {
-		return err
-	}
 	install := "install-microvm-" + vm.Name + ".service"
 	unit, err := unitText("install-microvm.service", struct{ Name, Script string }{vm.Name, script})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := h.WriteFile(unitDir+"/"+install, unit, 0o644); err != nil {
-		return err
+	files := []entry{
+		textFile(script, 0o555, fmt.Sprintf("#!/bin/sh -e\nmkdir -p '%[1]s'\ncd '%[1]s'\nln -sTf %[2]s current\nchown -h microvm:kvm . current\nln -sTf %[3]s toplevel\n",
+			stateDir+"/"+vm.Name, vm.runner(), vm.toplevel())),
+		textFile(unitDir+"/"+install, 0o644, string(unit)),
+		linkFile(unitDir+"/microvms.target.wants/"+install, "../"+install),
 	}
-	wants := []string{install}
 	if vm.Autostart {
-		wants = append(wants, "microvm@"+vm.Name+".service")
-	}
-	for _, u := range wants {
-		target := "../" + u
-		if strings.HasPrefix(u, "microvm@") {
-			target = "../microvm@.service"
-		}
-		if err := h.Symlink(target, unitDir+"/microvms.target.wants/"+u); err != nil {
-			return err
-		}
+		files = append(files, linkFile(unitDir+"/microvms.target.wants/microvm@"+vm.Name+".service", "../microvm@.service"))
 	}
 	for _, template := range declaredTemplates {
 		text := "[Service]\nX-RestartIfChanged=\nX-RestartIfChanged=true\n"
 		if template == "microvm" && !vm.Notify {
 			text += "Type=simple\n"
 		}
-		path := fmt.Sprintf("%s/%s@%s.service.d/overrides.conf", unitDir, template, vm.Name)
-		if err := h.WriteFile(path, []byte(text), 0o644); err != nil {
-			return err
-		}
+		files = append(files, textFile(fmt.Sprintf("%s/%s@%s.service.d/overrides.conf", unitDir, template, vm.Name), 0o644, text))
 	}
-	return nil
+	return files, nil
 }
 
 // declaredTemplates are those for which NixOS writes a drop-in for each declared
@@ -330,7 +239,7 @@ func (h *Host) Undeclare(ctx context.Context, name string) error {
 			return fmt.Errorf("undeclare %q: %w", name, err)
 		}
 	}
-	return h.reload(ctx)
+	return reload(ctx, h)
 }
 
 // Rebuild lays down a changed VM beside the running one: a new runner in the
@@ -339,7 +248,7 @@ func (h *Host) Rebuild(vm VM) error {
 	if vm.Revision == 0 {
 		vm.Revision = 1
 	}
-	if _, err := h.addVM(&vm); err != nil {
+	if _, err := layVM(context.Background(), h, &vm); err != nil {
 		return fmt.Errorf("rebuild VM %q on %s: %w", vm.Name, h.name, err)
 	}
 	return nil
@@ -391,15 +300,15 @@ func (h *Host) AddVMs(ctx context.Context, vm VM, n int) ([]string, error) {
 		if err := ctx.Err(); err != nil {
 			return names, err
 		}
-		reload, err := h.addVM(&one)
+		changed, err := layVM(ctx, h, &one)
 		if err != nil {
 			return names, fmt.Errorf("add VM %q on %s: %w", one.Name, h.name, err)
 		}
-		units = units || reload
+		units = units || changed
 		names = append(names, one.Name)
 	}
 	if units {
-		return names, h.reload(ctx)
+		return names, reload(ctx, h)
 	}
 	return names, nil
 }

@@ -79,7 +79,7 @@ func (h *Host) plant(name string, what Planted) error {
 		return errors.Join(h.Mkfifo(dir, 0o666), h.chown(dir))
 	case PlantFIFO, PlantHuge:
 		vm := VM{Name: name}
-		if _, err := h.addVM(&vm); err != nil {
+		if _, err := layVM(context.Background(), h, &vm); err != nil {
 			return err
 		}
 	default:
@@ -187,7 +187,7 @@ func (h *Host) HostileInstances(ctx context.Context) (Hostile, error) {
 			return hostile, err
 		}
 	}
-	if err := h.reload(ctx); err != nil {
+	if err := reload(ctx, h); err != nil {
 		return hostile, err
 	}
 	for _, name := range slices.Concat(hostile.Running, hostile.Skipped) {

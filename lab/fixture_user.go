@@ -55,7 +55,10 @@ func (u *User) AddVM(ctx context.Context, vm VM) error {
 	if err := vm.complete(); err != nil {
 		return fmt.Errorf("add user's VM %q: %w", vm.Name, err)
 	}
-	runner, err := u.host.putStore(&vm)
+	files, err := vm.storeFiles()
+	if err == nil {
+		err = u.host.lay(ctx, files)
+	}
 	if err != nil {
 		return fmt.Errorf("add user's VM %q: %w", vm.Name, err)
 	}
@@ -64,7 +67,7 @@ func (u *User) AddVM(ctx context.Context, vm VM) error {
 		kind = "notify"
 	}
 	return u.WriteUnit(ctx, "microvm-"+vm.Name+".service", fmt.Sprintf("[Unit]\nDescription=microVM %s\n\n[Service]\nType=%s\nNotifyAccess=all\nExecStart=%s/bin/microvm-run\nRestart=always\nRestartSec=5s\n",
-		vm.Name, kind, runner))
+		vm.Name, kind, vm.runner()))
 }
 
 // AddLookAlikes writes units into the user's manager that are no VMs though

@@ -243,46 +243,29 @@ func storeHash(of string) string {
 // quote makes s one word of a shell.
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-// putStore writes the VM's store folder and returns its path.
-func (h *Host) putStore(vm *VM) (string, error) {
+// storeFiles are those of the VM in the store.
+func (vm *VM) storeFiles() ([]entry, error) {
 	files := vm.files()
 	if vm.Runner != nil {
 		own, err := vm.Runner(*vm)
 		if err != nil {
-			return "", fmt.Errorf("make runner: %w", err)
+			return nil, fmt.Errorf("make runner: %w", err)
 		}
 		for _, f := range own {
 			files = slices.DeleteFunc(files, func(have File) bool { return have.Path == f.Path })
 		}
 		files = append(files, own...)
 	}
-	dir := vm.runner()
-	made := make(map[string]bool)
+	entries := make([]entry, 0, len(files)+1)
 	for _, f := range files {
-		target := path.Join(dir, f.Path)
-		if parent := path.Dir(target); !made[parent] {
-			if err := h.makeParents(target); err != nil {
-				return "", err
-			}
-			made[parent] = true
-		}
-		if f.Link != "" {
-			if err := h.Symlink(f.Link, target); err != nil {
-				return "", err
-			}
-			continue
-		}
-		if err := h.put(target, f.Data, f.Mode); err != nil {
-			return "", err
-		}
+		f.Path = path.Join(vm.runner(), f.Path)
+		entries = append(entries, entry{File: f})
 	}
 	if vm.Hypervisor == "firecracker" {
-		config := fmt.Sprintf(`{"boot-source":{"kernel_image_path":"vmlinux"},"machine-config":{"vcpu_count":%d,"mem_size_mib":%d}}`, vm.VCPUs, vm.MemoryMB)
-		if err := h.put(vm.firecrackerConfig(), []byte(config), 0o444); err != nil {
-			return "", err
-		}
+		entries = append(entries, textFile(vm.firecrackerConfig(), 0o444, fmt.Sprintf(
+			`{"boot-source":{"kernel_image_path":"vmlinux"},"machine-config":{"vcpu_count":%d,"mem_size_mib":%d}}`, vm.VCPUs, vm.MemoryMB)))
 	}
-	return dir, nil
+	return entries, nil
 }
 
 // files are those of the store folder with the stand-in as VMM.

@@ -143,7 +143,7 @@ func TestHost_Exec(t *testing.T) {
 	if _, err := h.Exec(ctx, "sh", "-c", "sleep 4242 & sleep 4242"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error %v, want the deadline", err)
 	}
-	if out, err := h.Exec(t.Context(), "pgrep", "-x", "sleep"); err == nil {
+	if out, err := h.Exec(t.Context(), "pgrep", "--runstates=R,S,D,T", "-x", "sleep"); err == nil {
 		t.Errorf("still there: %s", out)
 	}
 	// A command that talks.

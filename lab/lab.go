@@ -40,7 +40,7 @@ type Config struct {
 	Progress io.Writer
 }
 
-// Lab is a set of hosts on a network of their own.
+// Lab is a set of hosts on a network of their own, and of machines.
 type Lab struct {
 	id       string
 	dir      string
@@ -58,9 +58,10 @@ type Lab struct {
 	rootfs *RootFS
 	cgroup string // the lab's cgroup, absolute
 
-	mu     sync.Mutex // guards what follows
-	hosts  []*Host
-	closed bool
+	mu       sync.Mutex // guards what follows
+	hosts    []*Host
+	machines []*Machine
+	closed   bool
 }
 
 // New opens a lab for a test. It fails the test, naming what to type, where root
@@ -91,7 +92,7 @@ func New(t testing.TB) *Lab {
 	return l
 }
 
-// explain logs what the hosts complained of.
+// explain logs what the hosts and machines complained of.
 func (l *Lab) explain(t testing.TB) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -99,6 +100,12 @@ func (l *Lab) explain(t testing.TB) {
 		if h.Running() {
 			t.Logf("host %s:\n%s", h.Name(), h.diagnose(ctx))
 		}
+	}
+	l.mu.Lock()
+	machines := slices.Clone(l.machines)
+	l.mu.Unlock()
+	for _, m := range machines {
+		t.Logf("machine %s:\n%s", m.Name(), m.diagnose(ctx))
 	}
 }
 
@@ -275,7 +282,8 @@ func (l *Lab) Hosts() []*Host {
 	return slices.Clone(l.hosts)
 }
 
-// Close ends the hosts as a power cut does and removes everything the lab made.
+// Close ends the hosts and machines as a power cut does and removes everything
+// the lab made.
 // Closing twice does nothing.
 func (l *Lab) Close() error {
 	l.mu.Lock()
@@ -284,17 +292,20 @@ func (l *Lab) Close() error {
 		return nil
 	}
 	l.closed = true
-	hosts := slices.Clone(l.hosts)
+	hosts, machines := l.hosts, l.machines
 	l.mu.Unlock()
 	var group errgroup.Group
 	for _, h := range hosts {
 		group.Go(h.Crash)
 	}
+	for _, m := range machines {
+		group.Go(m.Close)
+	}
 	err := group.Wait()
 	return errors.Join(err, l.release())
 }
 
-// release gives back all but the hosts. The keeper does the removing: it does so
+// release gives back all but the hosts and machines. The keeper does the removing: it does so
 // whether this process lives or not, so there is one way only.
 func (l *Lab) release() error {
 	l.ready.Lock()

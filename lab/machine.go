@@ -44,8 +44,8 @@ type MachineOptions struct {
 //
 // The first start goes on from a snapshot of a booted machine, made once and
 // kept in the cache, with ids, name, clock and random numbers of its own; later
-// ones boot from its disk. Close it before its lab; it ends with this process in
-// any case, however that ends.
+// ones boot from its disk. It ends with its lab, and with this process however
+// that ends.
 //
 // Its methods may be called from many goroutines; Start, Stop, Crash, Restart
 // and Close wait for each other.
@@ -59,8 +59,9 @@ type Machine struct {
 	base   *machineBase // nil once closed
 	cached []*snapshot  // those that its disk lies over
 
-	mu  sync.Mutex // guards run
-	run *bootedMachine
+	mu       sync.Mutex // guards what follows
+	run      *bootedMachine
+	stateDir string // of microvm.nix, empty where it is not installed
 }
 
 // Node is what a Host and a Machine both are, for tests that run on either. Exec
@@ -106,6 +107,9 @@ func NewMachine(t testing.TB, name string) *Machine {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if t.Failed() {
+			l.explain(t)
+		}
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
@@ -114,14 +118,6 @@ func NewMachine(t testing.TB, name string) *Machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("machine %s:\n%s", m.name, m.diagnose(context.WithoutCancel(t.Context())))
-		}
-		if err := m.Close(); err != nil {
-			t.Error(err)
-		}
-	})
 	if err := m.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -142,19 +138,25 @@ func (l *Lab) addMachine(ctx context.Context, name string, opts MachineOptions) 
 	if err := checkHostName(name); err != nil {
 		return nil, err
 	}
-	m := &Machine{name: name, dir: filepath.Join(l.Dir(), "m-"+name), opts: opts, progress: l.progress}
-	if err := os.Mkdir(m.dir, 0o700); err != nil {
+	base, err := openMachineBase(ctx, l.progress)
+	if err != nil {
 		return nil, err
 	}
-	var err error
-	if m.base, err = openMachineBase(ctx, m.progress); err != nil {
-		return nil, errors.Join(err, os.Remove(m.dir))
+	m := &Machine{name: name, dir: filepath.Join(l.Dir(), "m-"+name), opts: opts, progress: l.progress, base: base}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, errors.Join(errors.New("the lab is closed"), base.Close())
 	}
+	if err := os.Mkdir(m.dir, 0o700); err != nil {
+		return nil, errors.Join(err, base.Close())
+	}
+	l.machines = append(l.machines, m)
 	return m, nil
 }
 
-// Close ends the machine as Crash does, for good. Its disk goes with the lab.
-// Closing twice does nothing.
+// Close ends the machine as Crash does, for good, before its lab does. Its disk
+// goes with the lab. Closing twice does nothing.
 func (m *Machine) Close() error {
 	m.life.Lock()
 	defer m.life.Unlock()
@@ -234,7 +236,7 @@ func (m *Machine) start(ctx context.Context) error {
 	if err := m.crash(); err != nil {
 		return err
 	}
-	accel, err := accelerator(ctx, m.base.boot)
+	accel, err := accelerator(ctx, m.base.boot, m.progress)
 	if err != nil {
 		return err
 	}

@@ -51,8 +51,8 @@ func makeMachineBase(ctx context.Context, progress io.Writer) (_ *machineBase, e
 	if err != nil {
 		return nil, err
 	}
-	if err := checkDiskTools(); err != nil {
-		return nil, err
+	if missing := missingTools(machineTools...); len(missing) > 0 {
+		return nil, missingError(missing)
 	}
 	recipe := append(rootfsArgs(), mke2fsArgs("")...)
 	root := ""
@@ -89,35 +89,10 @@ func makeMachineBase(ctx context.Context, progress io.Writer) (_ *machineBase, e
 	if err := forgetOld(cache, "machine-", name); err != nil {
 		return nil, errors.Join(fmt.Errorf("remove old disks: %w", err), lock.release())
 	}
-	if b.boot, err = openBootFiles(ctx, root); err != nil {
+	if b.boot, err = openBootFiles(ctx, root, progress); err != nil {
 		return nil, errors.Join(err, lock.release())
 	}
 	return b, nil
-}
-
-// checkDiskTools tells which packages are missing for machines.
-func checkDiskTools() error {
-	missing := missingTools("mmdebstrap", qemuProgram)
-	if mke2fs() == "" {
-		missing = append(missing, "e2fsprogs")
-	}
-	if _, err := exec.LookPath("newuidmap"); err != nil && os.Geteuid() != 0 {
-		missing = append(missing, "uidmap")
-	}
-	if len(missing) > 0 {
-		return missingError(missing)
-	}
-	return nil
-}
-
-// mke2fs is where the program is: an ordinary user's PATH seldom has its folder.
-func mke2fs() string {
-	for _, path := range []string{"mke2fs", "/usr/sbin/mke2fs", "/sbin/mke2fs"} {
-		if found, err := exec.LookPath(path); err == nil {
-			return found
-		}
-	}
-	return ""
 }
 
 // mke2fsArgs makes a file system with the tree's files. Its inode tables are
@@ -133,7 +108,11 @@ func makeDisk(ctx context.Context, tree, disk string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, diskTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, mke2fs(), append(mke2fsArgs(tree), disk)...)
+	mke2fs, err := findTool("mke2fs")
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, mke2fs, append(mke2fsArgs(tree), disk)...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("mke2fs: %w: %s", err, tail(string(out), 20))
 	}
@@ -180,11 +159,16 @@ func makeDiskUnshared(ctx context.Context, dir string) error {
 	if err := emptyDisk(disk); err != nil {
 		return err
 	}
-	// In the namespace files keep their owners while they are on their way; the
+	mke2fs, err := findTool("mke2fs")
+	if err != nil {
+		return err
+	}
+	// In the namespace files keep their owners while they are on their way, in
+	// memory: on disk this user could not remove them if this were cut short. The
 	// kernel makes the devices itself.
-	const script = `set -e; mkdir "$1/all"; tar -x -f "$1/root.tar" -C "$1/all" --exclude='./dev/*'; shift; "$@"; rm -rf "${0:?}/all"`
-	argv := append([]string{"--user", "--map-root-user", "--map-auto", "--", "sh", "-c", script, dir, dir, mke2fs()},
-		append(mke2fsArgs(filepath.Join(dir, "all")), disk)...)
+	const script = `set -e; mount -t tmpfs tmpfs /mnt; tar -x -f "$0" -C /mnt --exclude='./dev/*'; exec "$@"`
+	argv := append([]string{"--user", "--map-root-user", "--map-auto", "--mount", "--", "sh", "-c", script, archive, mke2fs},
+		append(mke2fsArgs("/mnt"), disk)...)
 	if out, err := exec.CommandContext(ctx, "unshare", argv...).CombinedOutput(); err != nil {
 		return fmt.Errorf("make disk in a user namespace: %w: %s", err, tail(string(out), 20))
 	}

@@ -96,6 +96,7 @@ func TestMachine(t *testing.T) {
 	t.Run("exec", func(t *testing.T) { testMachineExec(t, m) })
 	t.Run("files", func(t *testing.T) { testMachineFiles(t, m) })
 	t.Run("dial", func(t *testing.T) { testMachineDial(t, m) })
+	t.Run("fixtures", func(t *testing.T) { testMachineFixtures(t, m) })
 	t.Run("freeze", func(t *testing.T) {
 		if err := m.Freeze(ctx); err != nil {
 			t.Fatal(err)
@@ -148,6 +149,36 @@ func testMachineExec(t *testing.T, m *lab.Machine) {
 	}
 	if out, err := m.Exec(t.Context(), "pgrep", "-f", "^sleep 424[23]"); err == nil {
 		t.Errorf("processes of a killed command live: %s", out)
+	}
+}
+
+// testMachineFixtures holds fixtures on a machine to what they are on a host.
+func testMachineFixtures(t *testing.T, m *lab.Machine) {
+	ctx := t.Context()
+	if err := m.AddVM(ctx, lab.VM{Name: "early"}); err == nil {
+		t.Error("a VM without microvm.nix")
+	}
+	if err := m.InstallMicroVM(ctx, lab.MicroVMOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	vm := lab.VM{Name: "web-1", HostName: "web-one", Provenance: lab.Declared, Taps: []string{"vm-web-1"}, Virtiofs: []string{"data"}}
+	if err := m.AddVM(ctx, vm); err != nil {
+		t.Fatal(err)
+	}
+	onMachine(t, m, "systemctl", "start", "microvm@web-1")
+	if got := onMachine(t, m, "sh", "-c", "tr '\\0' ' ' < /proc/$(systemctl show -P MainPID microvm@web-1)/cmdline; ps -o user=,comm= $(systemctl show -P MainPID microvm@web-1)"); !strings.HasPrefix(got, "microvm@web-one -name web-one ") || !strings.HasSuffix(got, "microvm  qemu-system-x86") {
+		t.Errorf("the VMM: %s", got)
+	}
+	if got := onMachine(t, m, "sh", "-c", "cat /sys/class/net/vm-web-1/master/uevent; systemctl is-active microvm-virtiofsd@web-1"); got != "DEVTYPE=bridge\nINTERFACE=vmbr\nIFINDEX="+onMachine(t, m, "cat", "/sys/class/net/vmbr/ifindex")+"\nactive" {
+		t.Errorf("tap and helper: %s", got)
+	}
+	dir := m.StateDir("web-1")
+	if got := onMachine(t, m, "stat", "-c", "%U:%G %a %N", dir, dir+"/current"); !strings.HasPrefix(got, "microvm:kvm 755 '"+dir+"'\nmicrovm:kvm 777 '"+dir+"/current' -> '/nix/store/") {
+		t.Errorf("the state directory: %s", got)
+	}
+	onMachine(t, m, "systemctl", "stop", "microvm@web-1")
+	if got := onMachine(t, m, "systemctl", "show", "--property=ActiveState,Result", "--value", "microvm@web-1"); got != "success\ninactive" {
+		t.Errorf("stopped: %s", got)
 	}
 }
 
@@ -300,11 +331,6 @@ func TestMachine_Crash(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer func() {
-			if err := m.Close(); err != nil {
-				t.Error(err)
-			}
-		}()
 		machines[i] = m
 		group.Go(func() error { return m.Start(ctx) })
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -298,7 +299,7 @@ func qemuVersion(ctx context.Context) (string, error) {
 // accelerator is kvm or tcg: whether a guest boots with KVM is tried once for a
 // machine's kernel, QEMU and user, and remembered. The device file alone proves
 // nothing: KVM under another hypervisor may open and never run a guest.
-func accelerator(ctx context.Context, boot *bootFiles) (string, error) {
+func accelerator(ctx context.Context, boot *bootFiles, progress io.Writer) (string, error) {
 	if !mayUseKVM() {
 		return "tcg", nil
 	}
@@ -316,6 +317,7 @@ func accelerator(ctx context.Context, boot *bootFiles) (string, error) {
 	}
 	name := "accel-" + digest(version, string(host.Release[:]), string(host.Version[:]), boot.release, cpuModel())
 	dir, lock, err := cached(ctx, cache, name, func(ctx context.Context, dir string) error {
+		say(progress, "Trying whether KVM works (once, at most %.0f s)", accelTimeout.Seconds())
 		accel := "kvm"
 		if err := tryKVM(ctx, boot); err != nil {
 			if ctx.Err() != nil {

@@ -43,15 +43,15 @@ func (b *bootFiles) Close() error { return b.lock.release() }
 
 // openBootFiles makes, if the cache does not hold it, what boots the kernel of
 // the root file system at root. Only root/boot and root/lib/modules are read.
-func openBootFiles(ctx context.Context, root string) (*bootFiles, error) {
-	b, err := makeBootFiles(ctx, root)
+func openBootFiles(ctx context.Context, root string, progress io.Writer) (*bootFiles, error) {
+	b, err := makeBootFiles(ctx, root, progress)
 	if err != nil {
 		return nil, fmt.Errorf("make boot files: %w", err)
 	}
 	return b, nil
 }
 
-func makeBootFiles(ctx context.Context, root string) (*bootFiles, error) {
+func makeBootFiles(ctx context.Context, root string, progress io.Writer) (*bootFiles, error) {
 	cache, err := CacheDir()
 	if err != nil {
 		return nil, err
@@ -71,6 +71,7 @@ func makeBootFiles(ctx context.Context, root string) (*bootFiles, error) {
 	key := digest(parts...)
 	name := "boot-" + key
 	dir, lock, err := cached(ctx, cache, name, func(ctx context.Context, dir string) error {
+		say(progress, "Making what the guests boot from (once, some seconds)")
 		if err := copyFile(filepath.Join(root, "boot/vmlinuz-"+release), filepath.Join(dir, "vmlinuz")); err != nil {
 			return err
 		}

@@ -79,12 +79,12 @@ type qemuTap struct{ ID, Name, MAC string }
 // putGuest copies the initramfs to the host; the kernel is in its root file
 // system.
 func (h *Host) putGuest(ctx context.Context) (_ qemuData, err error) {
-	boot, err := openBootFiles(ctx, h.lab.rootfs.Root())
+	boot, err := openBootFiles(ctx, h.lab.rootfs.Root(), h.lab.progress)
 	if err != nil {
 		return qemuData{}, err
 	}
 	defer func() { err = errors.Join(err, boot.Close()) }()
-	accel, err := accelerator(ctx, boot)
+	accel, err := accelerator(ctx, boot, h.lab.progress)
 	if err != nil {
 		return qemuData{}, err
 	}

@@ -27,11 +27,11 @@ func bootGuest(t *testing.T) (*emulator, net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	boot, err := openBootFiles(ctx, root.Root())
+	boot, err := openBootFiles(ctx, root.Root(), os.Stderr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	accel, err := accelerator(ctx, boot)
+	accel, err := accelerator(ctx, boot, os.Stderr)
 	if err != nil {
 		t.Fatal(err)
 	}
