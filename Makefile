@@ -22,7 +22,7 @@ build: ## bin/blixard and bin/blixard-monitor, static
 setup: ## what the lab needs: packages, the hosts' root file system
 	@$(GO) run ./lab/cmd/lab setup
 
-demo: build setup ## a real host with QEMU guests, one of which breaks
+demo: build ## a real host with QEMU guests, one of which breaks
 	@$(GO) run ./lab/cmd/demo -bin bin
 
 test: setup ## everything, the lab included; needs root

@@ -40,6 +40,15 @@ func packagingDir(ctx context.Context) (string, error) {
 // the unit files that ship, as a package would, and does not start the daemon.
 // users says whether the drop-in that lets it reach users' managers comes too.
 func (h *Host) InstallBlixard(ctx context.Context, dir string, users bool) error {
+	return installBlixard(ctx, h, dir, users)
+}
+
+// InstallBlixard is Host.InstallBlixard for a machine.
+func (m *Machine) InstallBlixard(ctx context.Context, dir string, users bool) error {
+	return installBlixard(ctx, m, dir, users)
+}
+
+func installBlixard(ctx context.Context, n Node, dir string, users bool) error {
 	packaging, err := packagingDir(ctx)
 	if err != nil {
 		return err
@@ -55,13 +64,13 @@ func (h *Host) InstallBlixard(ctx context.Context, dir string, users bool) error
 		files[filepath.Join(packaging, "users.conf")] = "/usr/lib/systemd/system/blixard-monitor.service.d/users.conf"
 	}
 	for from, to := range files {
-		if err := h.CopyIn(from, to); err != nil {
+		if err := n.CopyIn(from, to); err != nil {
 			return fmt.Errorf("install %s: %w", to, err)
 		}
 	}
-	if _, err := h.Exec(ctx, "systemd-sysusers", "/usr/lib/sysusers.d/blixard.conf"); err != nil {
+	if _, err := n.Exec(ctx, "systemd-sysusers", "/usr/lib/sysusers.d/blixard.conf"); err != nil {
 		return err
 	}
-	_, err = h.Exec(ctx, "systemctl", "daemon-reload")
+	_, err = n.Exec(ctx, "systemctl", "daemon-reload")
 	return err
 }

@@ -4,7 +4,12 @@
 // live view. Without a terminal it shows the same, checks what it showed, cleans
 // up and ends.
 //
+// Where root or namespaces are refused, or with -machine, the host is a QEMU
+// machine and its VMMs are stand-ins. With -on it runs a command on the machine
+// of a demo that is at its live view.
+//
 //	go run ./lab/cmd/demo [-bin DIR] [-machine]
+//	go run ./lab/cmd/demo -on SOCKET COMMAND...
 package main
 
 import (
@@ -14,6 +19,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -23,20 +29,36 @@ import (
 func main() {
 	bin := flag.String("bin", "bin", "folder of the built programs")
 	machine := flag.Bool("machine", false, "use a QEMU machine even where namespaces would do")
+	on := flag.String("on", "", "run a command through the socket of a demo's machine")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	d := &demo{bin: *bin, machine: *machine, interactive: term.IsTerminal(0) && term.IsTerminal(1), start: time.Now()}
-	err := d.run(ctx)
-	switch {
-	case err == nil:
-	case ctx.Err() != nil && errors.Is(err, context.Canceled):
-		fmt.Fprintln(os.Stderr, "\ndemo: interrupted; everything is cleaned up")
-		stop()
-		os.Exit(130)
-	default:
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	code, err := run(ctx, *bin, *machine, *on)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
-		stop()
-		os.Exit(1)
 	}
+	os.Exit(code)
+}
+
+func run(ctx context.Context, bin string, machine bool, on string) (code int, err error) {
+	if on != "" {
+		return runOn(ctx, on, flag.Args())
+	}
+	if bin, err = filepath.Abs(bin); err != nil {
+		return 1, err
+	}
+	d := &demo{bin: bin, machine: machine, interactive: term.IsTerminal(0) && term.IsTerminal(1), start: time.Now()}
+	err = d.run(ctx)
+	switch {
+	case errors.Is(err, errUnclean):
+		return 1, err
+	case ctx.Err() != nil && d.live:
+		// That is how a live view ends.
+		return 0, nil
+	case ctx.Err() != nil:
+		return 130, errors.New("interrupted; everything is cleaned up")
+	case err != nil:
+		return 1, err
+	}
+	return 0, nil
 }
