@@ -122,6 +122,9 @@ func (s *Store) Apply(ctx context.Context, b blixard.Batch) (index uint64, err e
 		return 0, blixard.Errorf(blixard.CodeUnavailable, "the store is busy with other writes")
 	}
 	rev, err := s.apply(ctx, &b, ids)
+	if code := blixard.ErrorCode(err); s.health.Load().well() == (code == blixard.CodeUnavailable || code == blixard.CodeTimeout) {
+		s.doubtHealth()
+	}
 	if err != nil || rev == 0 {
 		return 0, err
 	}
@@ -309,9 +312,7 @@ func (s *Store) transaction(ctx context.Context, b *blixard.Batch, ids []blixard
 	}
 	for _, c := range b.Commands {
 		id := c.Target()
-		if r := merge(records[id], c, s.cfg.Node.ID, now); r != nil {
-			records[id] = r
-		}
+		records[id] = merge(records[id], c, s.cfg.Node.ID)
 	}
 	seqKey := s.keys.seq(s.cfg.Node.ID)
 	cmps := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(seqKey), "=", w.base.mod)}
@@ -331,13 +332,14 @@ func (s *Store) transaction(ctx context.Context, b *blixard.Batch, ids []blixard
 	}
 	changed = map[blixard.VMID]*blixard.VMRecord{}
 	for _, id := range ids {
-		r, e := records[id], known[id]
-		if r == nil || e != nil && r == &e.rec {
-			continue
-		}
 		key, mod := s.keys.vm(id), int64(0)
-		if e != nil {
-			mod = e.mod
+		var old *blixard.VMRecord
+		if e := known[id]; e != nil {
+			old, mod = &e.rec, e.mod
+		}
+		r := settle(old, records[id], now)
+		if r == nil {
+			continue
 		}
 		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(key), "=", mod))
 		if err := put(key, r); err != nil {

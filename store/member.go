@@ -129,12 +129,14 @@ func runEtcd(ctx context.Context, cfg *MemberConfig, log *slog.Logger) error {
 	}
 	select {
 	case <-s.etcd.Server.ReadyNotify():
-		defer func() {
-			// Etcd logs errors for what it closes itself.
-			core.quiet.Store(true)
-			s.etcd.Close()
-		}()
-		return tend(ctx, s.etcd, cfg, log)
+		if err := tend(ctx, s.etcd, cfg, log); err != nil {
+			// Close would wait for those who watch, and serve nobody meanwhile.
+			return err
+		}
+		// Etcd logs errors for what it closes itself.
+		core.quiet.Store(true)
+		s.etcd.Close()
+		return nil
 	case err := <-s.etcd.Err():
 		return fmt.Errorf("run etcd: %w", err)
 	case <-s.etcd.Server.StopNotify():

@@ -9,10 +9,9 @@ import (
 )
 
 // merge applies a command to a record, nil for none, and returns the record
-// after it, which is a new one if anything changed and old itself otherwise. It
-// follows the semantics that the commands document. committed is when it is
-// proposed.
-func merge(old *blixard.VMRecord, c blixard.Command, nodeID string, committed time.Time) *blixard.VMRecord {
+// after it: old itself if the command does not apply, else a new one. It follows
+// the semantics that the commands document.
+func merge(old *blixard.VMRecord, c blixard.Command, nodeID string) *blixard.VMRecord {
 	var r blixard.VMRecord
 	if old != nil {
 		r = *old
@@ -54,9 +53,16 @@ func merge(old *blixard.VMRecord, c blixard.Command, nodeID string, committed ti
 		}
 		r.RemovedAt = stampPtr(&c.RemovedAt)
 	}
-	if old != nil && sameRecord(old, &r) {
-		return old
+	return &r
+}
+
+// settle is the record to write after commands made next of old, nil for none:
+// nil when nothing changed. committed is when it is proposed.
+func settle(old, next *blixard.VMRecord, committed time.Time) *blixard.VMRecord {
+	if next == old || old != nil && sameRecord(old, next) {
+		return nil
 	}
+	r := *next
 	r.CommittedAt = stamp(committed)
 	return &r
 }

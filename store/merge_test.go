@@ -76,7 +76,13 @@ func TestMerge(t *testing.T) {
 		if c.old != nil {
 			before = *c.old
 		}
-		got := merge(c.old, c.command, testNode.ID, committed)
+		step := func(old *blixard.VMRecord, committed time.Time) *blixard.VMRecord {
+			if r := settle(old, merge(old, c.command, testNode.ID), committed); r != nil {
+				return r
+			}
+			return old
+		}
+		got := step(c.old, committed)
 		want := c.want
 		if want == nil {
 			want = c.old
@@ -98,7 +104,7 @@ func TestMerge(t *testing.T) {
 			continue
 		}
 		_, removes := c.command.(blixard.RemoveVM)
-		if again := merge(got, c.command, testNode.ID, committed.Add(time.Hour)); again != got {
+		if again := step(got, committed.Add(time.Hour)); again != got {
 			t.Errorf("%s: repeated, it changes %s", name, cmp.Diff(got, again))
 		} else if removes && again.RemovedAt == nil {
 			t.Errorf("%s: not removed", name)

@@ -69,6 +69,8 @@ type Store struct {
 	writer writer
 
 	health atomic.Pointer[health]
+	// doubt has room for one: health is asked for anew.
+	doubt chan struct{}
 }
 
 // Open makes a store that connects when it is used; it does not block. What it
@@ -93,7 +95,7 @@ func Open(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	k := keys{cfg.Prefix}
-	s := &Store{cfg: cfg, client: client, keys: k, codec: codec, mirror: newMirror(client, k, codec), turn: make(chan struct{}, 1)}
+	s := &Store{cfg: cfg, client: client, keys: k, codec: codec, mirror: newMirror(client, k, codec), turn: make(chan struct{}, 1), doubt: make(chan struct{}, 1)}
 	s.writer = writer{recent: map[blixard.VMID]*entry{}}
 	return s, nil
 }

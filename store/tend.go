@@ -8,6 +8,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
 
 	"github.com/blixard/blixard"
 )
@@ -191,36 +192,67 @@ func (s *Store) trim(ctx context.Context, v *View) error {
 
 // health is what etcd last said of itself.
 type health struct {
-	status *clientv3.StatusResponse
+	status *pb.StatusResponse
 	alarms []pb.AlarmType
 	at     time.Time
 	err    error
 }
 
 // healthEvery is how often etcd is asked for its state.
-const healthEvery = 5 * time.Second
+const healthEvery = 10 * time.Second
 
 // watchHealth asks etcd for its state again and again until ctx ends.
 func (s *Store) watchHealth(ctx context.Context) {
+	// One connection for all questions: etcd's client makes a new one for each
+	// status, which costs more than all else that goes on between cycles.
+	var conn *grpc.ClientConn
+	defer func() {
+		if conn != nil {
+			conn.Close()
+		}
+	}()
 	for {
 		h := &health{}
-		h.status, h.alarms, h.err = s.askHealth(ctx)
+		if conn == nil {
+			conn, h.err = s.client.Dial(s.cfg.Endpoints[0])
+		}
+		if h.err == nil {
+			h.status, h.alarms, h.err = s.askHealth(ctx, conn)
+		}
 		h.at = time.Now()
 		s.health.Store(h)
 		next := healthEvery
 		if h.err != nil {
 			next = time.Second
 		}
-		if !pause(ctx, next) {
+		timer := time.NewTimer(next)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
 			return
+		case <-s.doubt:
+		case <-timer.C:
 		}
+		timer.Stop()
 	}
 }
 
-func (s *Store) askHealth(ctx context.Context) (*clientv3.StatusResponse, []pb.AlarmType, error) {
+// doubtHealth has etcd asked for its state at once: a write told that it is
+// another than the one known. It does not block.
+func (s *Store) doubtHealth() {
+	select {
+	case s.doubt <- struct{}{}:
+	default:
+	}
+}
+
+// well reports whether etcd was well when it was last asked.
+func (h *health) well() bool { return h != nil && h.err == nil && len(h.alarms) == 0 }
+
+func (s *Store) askHealth(ctx context.Context, conn *grpc.ClientConn) (*pb.StatusResponse, []pb.AlarmType, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	st, err := s.client.Status(ctx, s.cfg.Endpoints[0])
+	st, err := pb.NewMaintenanceClient(conn).Status(ctx, &pb.StatusRequest{})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -270,7 +302,7 @@ func (s *Store) Status() blixard.StoreStatus {
 		bad("the store has not told its state yet")
 	case h.err != nil:
 		bad(fmt.Sprintf("the store does not tell its state: %v", h.err))
-	case time.Since(h.at) > 3*healthEvery:
+	case time.Since(h.at) > 2*healthEvery:
 		bad(fmt.Sprintf("the store has not told its state for %s", time.Since(h.at).Round(time.Second)))
 	default:
 		for _, a := range h.alarms {
