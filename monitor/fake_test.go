@@ -226,6 +226,7 @@ func (c *conn) Properties(ctx context.Context, p string) (blixard.UnitProperties
 	c.m.mu.Lock()
 	c.m.reads[name]++
 	hangs := c.m.hangs[name]
+	asked := c.m.units[name]
 	c.m.mu.Unlock()
 	if err := c.wait(ctx, hangs); err != nil {
 		return blixard.UnitProperties{}, err
@@ -238,6 +239,9 @@ func (c *conn) Properties(ctx context.Context, p string) (blixard.UnitProperties
 	u := c.m.units[name]
 	if u == nil {
 		return blixard.UnitProperties{}, ErrNoUnit
+	}
+	if hangs != nil {
+		u = asked // a late answer is as old as the question
 	}
 	return *u, nil
 }
@@ -583,7 +587,8 @@ func (h *host) login(uid uint32) *manager {
 	return m
 }
 
-// logout ends a user's manager: its bus goes first.
+// logout ends a user's manager: its bus goes first, and the system's manager
+// tells two seconds later.
 func (h *host) logout(uid uint32) {
 	name := blixard.UserManager(uid)
 	h.mu.Lock()
@@ -591,6 +596,7 @@ func (h *host) logout(uid uint32) {
 	delete(h.users, name)
 	h.mu.Unlock()
 	m.drop(errDead)
+	h.sleep(2 * time.Second)
 	unit := fmt.Sprintf("user@%d.service", uid)
 	h.system.gone(unit)
 	h.system.hint(blixard.Hints{Units: []string{unit}})

@@ -218,6 +218,14 @@ func TestMonitor_end(t *testing.T) {
 			h.system.told(vmUnit("web"), fmt.Sprintf("r%d", i), uint32(i))
 			h.sleep(time.Second)
 		}
+		h.store.judge(func(ctx context.Context, _ blixard.Batch) error {
+			select {
+			case <-time.After(100 * time.Millisecond):
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
 		start := time.Now()
 		h.end()
 		if d := time.Since(start); d > time.Second {

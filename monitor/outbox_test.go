@@ -226,6 +226,41 @@ func TestOutbox_model(t *testing.T) {
 	})
 }
 
+// TestOutbox_bounds: what waits goes out in batches within their bounds, all of
+// it, in order.
+func TestOutbox_bounds(t *testing.T) {
+	const vms, events = 2*batchVMs + 50, 3*batchEvents + 7
+	o := newOutbox(events)
+	for i := range vms {
+		name := fmt.Sprintf("vm%d", i)
+		o.add([]blixard.Command{register(name, 1), update(name, 2), verdict(name, "a")}, nil)
+	}
+	for i := range events {
+		o.add(nil, []blixard.Event{event(i)})
+	}
+	commands, next := 0, 0
+	for {
+		b, ok := o.take()
+		if !ok {
+			break
+		}
+		o.done(&b, 1, nil)
+		if len(b.Commands) > 3*batchVMs || len(b.Events) > batchEvents+1 || len(b.Events) >= blixard.IndexScale {
+			t.Errorf("a batch of %d commands and %d events", len(b.Commands), len(b.Events))
+		}
+		commands += len(b.Commands)
+		for _, e := range b.Events {
+			if e.Detail != fmt.Sprint(next) {
+				t.Fatalf("event %s, want %d", e.Detail, next)
+			}
+			next++
+		}
+	}
+	if commands != 3*vms || next != events {
+		t.Errorf("%d commands and %d events came out of %d and %d", commands, next, 3*vms, events)
+	}
+}
+
 func TestOutbox_next(t *testing.T) {
 	o := newOutbox(10)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
