@@ -38,6 +38,9 @@ var errUsage = errors.New("usage")
 // run runs the command and returns its exit code: 0, 1 for an error, 2 for one
 // in the arguments or the configuration.
 func run(args []string, stdout, stderr io.Writer) int {
+	// A journal that takes no more lines must not end the daemon: without this a
+	// write to a broken standard error does.
+	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	root := command(stdout, stderr)
