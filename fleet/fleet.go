@@ -58,7 +58,7 @@ const keepAlive = 15 * time.Second
 
 // VMs lists every VM.
 func (f *Fleet) VMs(ctx context.Context) (blixard.List[blixard.VM], error) {
-	return f.list(func(*blixard.VM) bool { return true }), nil
+	return f.list(nil), nil
 }
 
 // VM shows the one VM with that address.
@@ -107,13 +107,18 @@ func refString(r blixard.VMRef) string {
 	return strings.Join(slices.DeleteFunc([]string{r.Node, r.Manager, r.Name}, func(s string) bool { return s == "" }), "/")
 }
 
+// list lists the VMs that are wanted, all for nil.
 func (f *Fleet) list(want func(*blixard.VM) bool) blixard.List[blixard.VM] {
 	now := time.Now()
 	view := f.cfg.Host.View()
 	l := blixard.List[blixard.VM]{APIVersion: blixard.APIVersion, Index: f.cfg.Store.Index(), Items: []blixard.VM{},
 		Problems: f.problems(now, view)}
+	if want == nil {
+		// Grown step by step it would leave several times its size as garbage.
+		l.Items = make([]blixard.VM, 0, len(view.Entries))
+	}
 	for i := range view.Entries {
-		if !want(view.Entries[i].VM) {
+		if want != nil && !want(view.Entries[i].VM) {
 			continue
 		}
 		v := aged(now, view, &view.Entries[i])

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/prometheus/common/expfmt"
 
@@ -27,6 +28,9 @@ type handler struct {
 	self   *Self
 	// pages keeps the buffers of pages for the next ones.
 	pages sync.Pool
+	// size is that of the last page: a new buffer begins with it, since one that
+	// grows leaves several times its size as garbage.
+	size atomic.Int64
 }
 
 // NewHandler makes the handler that serves all series, in the format that the
@@ -44,11 +48,13 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	p := h.pages.Get().(*page)
 	defer h.pages.Put(p)
-	p.buf, p.open = p.buf[:0], format.FormatType() == expfmt.TypeOpenMetrics
+	const room = 16 << 10 // for what changed since the last page
+	p.buf, p.open = slices.Grow(p.buf[:0], int(h.size.Load())+room), format.FormatType() == expfmt.TypeOpenMetrics
 	if err := h.write(r.Context(), p, format); err != nil {
 		http.Error(w, "cannot tell metrics: "+err.Error(), blixard.ErrorCode(err).Status())
 		return
 	}
+	h.size.Store(int64(len(p.buf)))
 	w.Header().Set("Content-Type", string(format))
 	w.Header().Set("Content-Length", strconv.Itoa(len(p.buf)))
 	// A failed write is the reader's, who went away.
