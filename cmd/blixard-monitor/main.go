@@ -32,8 +32,10 @@ func main() {
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// errUsage marks an error in how the command was called.
-var errUsage = errors.New("usage")
+// usageError is an error in how the command was called or configured.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
 
 // run runs the command and returns its exit code: 0, 1 for an error, 2 for one
 // in the arguments or the configuration.
@@ -46,16 +48,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 	root := command(stdout, stderr)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
-	switch {
-	case err == nil:
+	if err == nil {
 		return 0
-	case errors.Is(err, errUsage):
-		fmt.Fprintln(stderr, "blixard-monitor:", err)
-		return 2
-	default:
-		fmt.Fprintln(stderr, "blixard-monitor:", err)
-		return 1
 	}
+	fmt.Fprintln(stderr, "blixard-monitor:", err)
+	if _, ok := errors.AsType[usageError](err); ok {
+		return 2
+	}
+	return 1
 }
 
 func command(stdout, stderr io.Writer) *cobra.Command {
@@ -84,14 +84,14 @@ func command(stdout, stderr io.Writer) *cobra.Command {
 			}
 			cfg, err := load()
 			if err != nil {
-				return fmt.Errorf("%w\n(%w)", err, errUsage)
+				return usageError{err}
 			}
 			return serve(cmd.Context(), cfg, load, stderr)
 		},
 	}
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.Flags().StringVar(&file, "config", "", "configuration `FILE`")
 	for _, key := range []struct{ name, value, usage string }{
 		{"data_dir", "DIR", "where identity and store are kept"},
@@ -106,7 +106,7 @@ func command(stdout, stderr io.Writer) *cobra.Command {
 
 func noArguments(_ *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return fmt.Errorf("%w: unexpected argument %q; see blixard-monitor --help", errUsage, args[0])
+		return usageError{fmt.Errorf("unexpected argument %q; see blixard-monitor --help", args[0])}
 	}
 	return nil
 }
