@@ -151,7 +151,6 @@ func TestMemberFaults(t *testing.T) {
 					}
 					return nil
 				})
-				s.exec("kill", "-"+fault.signal, s.memberPID()) // it may be a new one by now
 			}
 			// The host is watched on, and answered for.
 			s.exec("systemctl", "stop", "microvm@web-2")
