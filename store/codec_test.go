@@ -54,7 +54,7 @@ func TestCodec_refusesToDecode(t *testing.T) {
 	check(t, err)
 	defer enc.Close()
 	value := func(codec byte, payload []byte) []byte { return append([]byte{valueVersion, codec}, payload...) }
-	bomb := enc.EncodeAll(bytes.Repeat([]byte(" "), 1<<30), nil)
+	bomb := enc.EncodeAll(bytes.Repeat([]byte(" "), 1<<28), nil)
 	for name, b := range map[string]struct {
 		value []byte
 		want  error // nil for any

@@ -80,6 +80,7 @@ func happen(t *testing.T, s *Store, names ...string) uint64 {
 }
 
 func TestStore_FollowEvents(t *testing.T) {
+	t.Parallel()
 	_, member := memberUp(t)
 	s, _ := openStore(t, member, nil)
 	a := happen(t, s, "a", "b")
@@ -109,6 +110,7 @@ func TestStore_FollowEvents(t *testing.T) {
 
 // A store that is not the one that the index came from is told as a gap.
 func TestStore_FollowEvents_otherStore(t *testing.T) {
+	t.Parallel()
 	v := &View{rev: 5, history: history{}.append(&batch{rev: 4, events: []blixard.Event{{Index: blixard.Index(4, 0)}}})}
 	var got []blixard.EventFrame
 	next, ok := followView(v, blixard.Index(900, 0), blixard.VMRef{}, func(f blixard.EventFrame, err error) bool {
@@ -123,6 +125,7 @@ func TestStore_FollowEvents_otherStore(t *testing.T) {
 // While a store is cut off, history is compacted: it lists again, and says gap
 // only when events are really gone.
 func TestStore_FollowEvents_compacted(t *testing.T) {
+	t.Parallel()
 	_, member := memberUp(t)
 	p, url := newProxy(t, member)
 	away, _ := openStore(t, member, func(c *Config) {
@@ -171,6 +174,7 @@ func TestStore_FollowEvents_compacted(t *testing.T) {
 }
 
 func TestStore_trim(t *testing.T) {
+	t.Parallel()
 	_, member := memberUp(t)
 	s, _ := openStore(t, member, func(c *Config) { c.MaxEvents = 100 })
 	first := follow(t, s, blixard.EventQuery{After: 1})

@@ -70,6 +70,7 @@ func hostRole(ctx context.Context, args []string) error {
 		index, err := s.Apply(ctx, killBatch(n))
 		switch blixard.ErrorCode(err) {
 		case blixard.CodeUnavailable, blixard.CodeTimeout, blixard.CodeConflict:
+			pause(ctx, 5*time.Millisecond)
 			continue
 		}
 		if err != nil {
@@ -150,6 +151,7 @@ func (k *killed) kill(t *testing.T, acked map[int]uint64) {
 // while batches are written: every acknowledged one is there under its index,
 // none is there twice, and they are in order.
 func TestStore_killed(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	member := MemberConfig{Dir: filepath.Join(dir, "member"), SocketDir: filepath.Join(dir, "s"), QuotaBytes: DefaultQuota, CompactAfter: DefaultCompactAfter}
 	acked := map[int]uint64{}

@@ -27,11 +27,11 @@ import (
 // ticks, and no log of entries for others to catch up with.
 const (
 	memberName = "blixard"
-	tickMs     = 100
-	electionMs = 500
+	tickMs     = 50
+	electionMs = 250
 	// snapshotCount is after how many entries the log in memory is cut, and
 	// catchUpEntries how many stay.
-	snapshotCount  = 2000
+	snapshotCount  = 500
 	catchUpEntries = 100
 	// defragBytes is how much its database file may shrink by, a quarter of its
 	// quota at most, before it is written anew at a start.
@@ -198,8 +198,12 @@ func makeSocketDir(path string) error {
 	return nil
 }
 
-// tendEvery is how often a member looks after its space.
-const tendEvery = time.Second
+// tendEvery is how often a member looks after its space, quietAfter how long
+// nothing is written before it gives memory back.
+const (
+	tendEvery  = time.Second
+	quietAfter = 10 * time.Second
+)
 
 // tend waits for the end of a member that runs, and meanwhile keeps it from
 // running its disk full: etcd's own alarm for want of space refuses writes while
@@ -207,7 +211,16 @@ const tendEvery = time.Second
 func tend(ctx context.Context, e *embed.Etcd, cfg *MemberConfig, log *slog.Logger) error {
 	tick := time.NewTicker(tendEvery)
 	defer tick.Stop()
+	written, rev, spent := time.Now(), int64(0), false
 	for {
+		// Without writes the collector hardly runs, and what a storm of them
+		// left behind would stay.
+		if now := e.Server.KV().Rev(); now != rev {
+			written, rev, spent = time.Now(), now, true
+		} else if spent && time.Since(written) > quietAfter {
+			debug.FreeOSMemory()
+			spent = false
+		}
 		if err := tendSpace(ctx, e, cfg, log); err != nil {
 			return err
 		}

@@ -65,6 +65,7 @@ var modelRuns atomic.Int64
 
 // A random history of batches, repeats and restarts leaves what the model says.
 func TestStore_model(t *testing.T) {
+	t.Parallel()
 	_, member := memberUp(t)
 	names := []string{"a", "c%2F", "ü"}
 	gen := func(t *rapid.T) blixard.Command {

@@ -26,6 +26,7 @@ func noise(n, seed int) string {
 // The disk gets full: writes are refused, reads go on, a restart of both sides
 // changes nothing, and when there is space again it heals by itself.
 func TestStore_diskFull(t *testing.T) {
+	t.Parallel()
 	cfg := newMemberConfig(t)
 	check(t, os.Mkdir(cfg.Dir, 0o700))
 	mountTmpfs(t, cfg.Dir, "size=240m")
@@ -104,6 +105,7 @@ func TestStore_diskFull(t *testing.T) {
 // The database reaches its quota by history alone: it is written anew, and
 // takes writes again.
 func TestStore_quota(t *testing.T) {
+	t.Parallel()
 	cfg := newMemberConfig(t)
 	cfg.QuotaBytes, cfg.CompactAfter = 16<<20, time.Hour
 	sup, _ := supervise(t, SupervisorConfig{Member: cfg, ProbeEvery: 100 * time.Millisecond, RestartMax: 200 * time.Millisecond})

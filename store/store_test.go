@@ -16,6 +16,7 @@ import (
 )
 
 func TestStore_Apply(t *testing.T) {
+	t.Parallel()
 	_, member := memberUp(t)
 	s, _ := openStore(t, member, nil)
 	before := time.Now()
@@ -85,6 +86,7 @@ func storeRevision(t testing.TB, member MemberConfig) int64 {
 }
 
 func TestStore_Apply_refuses(t *testing.T) {
+	t.Parallel()
 	_, member := memberUp(t)
 	s, _ := openStore(t, member, nil)
 	id := func(change func(*blixard.VMID)) []blixard.Command {
@@ -161,6 +163,7 @@ func TestStore_Apply_refuses(t *testing.T) {
 
 // Several writers share the node's sequence: all is written, each batch once.
 func TestStore_Apply_atOnce(t *testing.T) {
+	t.Parallel()
 	_, member := memberUp(t)
 	s, _ := openStore(t, member, nil)
 	// A second store of the same node takes turns by conflicts alone.
@@ -203,6 +206,7 @@ func TestStore_Apply_atOnce(t *testing.T) {
 
 // The answer to a write is lost; the same batch sent again is written once.
 func TestStore_Apply_lostAnswer(t *testing.T) {
+	t.Parallel()
 	_, member := memberUp(t)
 	p, url := newProxy(t, member)
 	s, stop := openStore(t, member, func(c *Config) { c.Endpoints = []string{url} })
@@ -256,6 +260,7 @@ func TestStore_Apply_lostAnswer(t *testing.T) {
 }
 
 func TestStore_Apply_away(t *testing.T) {
+	t.Parallel()
 	_, member := memberUp(t)
 	p, url := newProxy(t, member)
 	s, _ := openStore(t, member, func(c *Config) { c.Endpoints = []string{url} })
@@ -292,6 +297,7 @@ func TestStore_Apply_away(t *testing.T) {
 
 // What cannot be read stays as it is and stops nothing else.
 func TestStore_quarantine(t *testing.T) {
+	t.Parallel()
 	_, member := memberUp(t)
 	raw, k := rawClient(t, member), keys{DefaultPrefix}
 	bad := map[string]string{
@@ -368,6 +374,7 @@ func TestStore_quarantine(t *testing.T) {
 }
 
 func TestStore_node(t *testing.T) {
+	t.Parallel()
 	_, member := memberUp(t)
 	s, stop := openStore(t, member, nil)
 	await(t, "the node", func() error {
@@ -418,6 +425,7 @@ func raw(t testing.TB, member MemberConfig, key, value string) (*clientv3.PutRes
 }
 
 func TestStore_Status(t *testing.T) {
+	t.Parallel()
 	sup, member := memberUp(t)
 	s, _ := openStore(t, member, func(c *Config) { c.Supervisor = sup })
 	await(t, "health", func() error {

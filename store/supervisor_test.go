@@ -24,6 +24,7 @@ func gone(pid int) error {
 }
 
 func TestSupervisor_Run(t *testing.T) {
+	t.Parallel()
 	cfg := newMemberConfig(t)
 	s, stop := supervise(t, SupervisorConfig{Member: cfg})
 	awaitMember(t, s, MemberRunning)
@@ -44,6 +45,7 @@ func TestSupervisor_Run(t *testing.T) {
 
 // The member serves on sockets that files guard and on nothing else.
 func TestSupervisor_sockets(t *testing.T) {
+	t.Parallel()
 	s, cfg := memberUp(t)
 	pid := s.Status().PID
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
@@ -84,6 +86,7 @@ func TestSupervisor_sockets(t *testing.T) {
 }
 
 func TestSupervisor_restarts(t *testing.T) {
+	t.Parallel()
 	s, _ := memberUp(t)
 	for i := range 3 {
 		pid := s.Status().PID
@@ -100,6 +103,7 @@ func TestSupervisor_restarts(t *testing.T) {
 // A member that does not answer is killed and started again, and what was sent
 // to it meanwhile is written once.
 func TestSupervisor_hang(t *testing.T) {
+	t.Parallel()
 	s, member := memberUp(t)
 	st, _ := openStore(t, member, func(c *Config) { c.Supervisor = s })
 	mustApply(t, st, blixard.Batch{ID: "1", Commands: []blixard.Command{register("a", blixard.StateRunning)}})
@@ -138,6 +142,7 @@ func TestSupervisor_hang(t *testing.T) {
 
 // A member that is frozen and goes on may do late what was given up.
 func TestSupervisor_frozen(t *testing.T) {
+	t.Parallel()
 	cfg := newMemberConfig(t)
 	s, _ := supervise(t, SupervisorConfig{Member: cfg, HangAfter: time.Minute})
 	awaitMember(t, s, MemberRunning)
@@ -166,6 +171,7 @@ func TestSupervisor_frozen(t *testing.T) {
 
 // A member that cannot run says why.
 func TestSupervisor_reasons(t *testing.T) {
+	t.Parallel()
 	self, err := os.Executable()
 	check(t, err)
 	for name, c := range map[string]struct {
@@ -238,6 +244,7 @@ func TestSupervisor_reasons(t *testing.T) {
 }
 
 func TestSupervisor_waitsForPredecessor(t *testing.T) {
+	t.Parallel()
 	cfg := newMemberConfig(t)
 	check(t, os.MkdirAll(cfg.Dir, 0o700))
 	lock, err := tryLock(filepath.Join(cfg.Dir, lockFile))
@@ -259,6 +266,7 @@ func TestSupervisor_waitsForPredecessor(t *testing.T) {
 
 // A member that does not end in order is killed.
 func TestSupervisor_stopKills(t *testing.T) {
+	t.Parallel()
 	cfg := newMemberConfig(t)
 	s, stop := supervise(t, SupervisorConfig{Member: cfg, StopWithin: 200 * time.Millisecond})
 	awaitMember(t, s, MemberRunning)
@@ -270,6 +278,7 @@ func TestSupervisor_stopKills(t *testing.T) {
 
 // A member ends when its standard input does, and when its parent is killed.
 func TestRunMember_neverOutlives(t *testing.T) {
+	t.Parallel()
 	self, err := os.Executable()
 	check(t, err)
 	t.Run("standard input", func(t *testing.T) {
