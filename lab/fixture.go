@@ -156,10 +156,10 @@ func (h *Host) chown(paths ...string) error {
 	return nil
 }
 
-// AddVM lays down one VM as microvm.nix would: the runner in the store, the
-// state directory, and drop-ins if it is declared. It does not start it. The
-// host may be off.
-func (h *Host) AddVM(ctx context.Context, vm VM) error { return addVM(ctx, h, vm) }
+// AddVM lays down VMs as microvm.nix would: the runner in the store, the state
+// directory, and drop-ins if one is declared. It does not start them. The host
+// may be off.
+func (h *Host) AddVM(ctx context.Context, vms ...VM) error { return addVM(ctx, h, vms) }
 
 // vmFiles are the files of a complete VM on a host with that state directory.
 func vmFiles(stateDir string, vm *VM) ([]entry, error) {

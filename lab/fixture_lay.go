@@ -74,10 +74,14 @@ func installMicroVM(ctx context.Context, s site, opts MicroVMOptions) error {
 }
 
 // addVM is AddVM for every kind of node.
-func addVM(ctx context.Context, s site, vm VM) error {
-	units, err := layVM(ctx, s, &vm)
-	if err != nil {
-		return fmt.Errorf("add VM %q on %s: %w", vm.Name, s.Name(), err)
+func addVM(ctx context.Context, s site, vms []VM) error {
+	units := false
+	for _, vm := range vms {
+		changed, err := layVM(ctx, s, &vm)
+		if err != nil {
+			return fmt.Errorf("add VM %q on %s: %w", vm.Name, s.Name(), err)
+		}
+		units = units || changed
 	}
 	if units {
 		return reload(ctx, s)

@@ -73,10 +73,11 @@ func makeMachineBase(ctx context.Context, progress io.Writer) (_ *machineBase, e
 	key := digest(recipe...)
 	name := "machine-" + key
 	dir, lock, err := cached(ctx, cache, name, func(ctx context.Context, dir string) error {
-		say(progress, "Making the machines' disk (once, about half a minute)")
 		if root != "" {
+			say(progress, "Making the machines' disk (once, about half a minute)")
 			return makeDisk(ctx, root, filepath.Join(dir, "disk.img"))
 		}
+		say(progress, "Making the machines' disk from Debian %s (once, about a minute and a half)", rootfsSuite)
 		return makeDiskUnshared(ctx, dir)
 	})
 	if err != nil {

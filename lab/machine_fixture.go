@@ -20,9 +20,9 @@ func (m *Machine) InstallMicroVM(ctx context.Context, opts MicroVMOptions) error
 	return installMicroVM(ctx, m, opts)
 }
 
-// AddVM is Host.AddVM for a machine, which must be on. Its VMM is a stand-in: a
+// AddVM is Host.AddVM for a machine, which must be on. VMMs are stand-ins: a
 // guest within a guest would take minutes to boot.
-func (m *Machine) AddVM(ctx context.Context, vm VM) error { return addVM(ctx, m, vm) }
+func (m *Machine) AddVM(ctx context.Context, vms ...VM) error { return addVM(ctx, m, vms) }
 
 // StateDir is the folder of the VM on the machine; of all VMs for an empty name.
 func (m *Machine) StateDir(name string) string {

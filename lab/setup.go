@@ -82,6 +82,8 @@ func missingError(packages []string) error {
 	return fmt.Errorf("missing tools; type: %sapt-get install -y --no-install-recommends %s", sudo, strings.Join(packages, " "))
 }
 
+var errNoRoot = errors.New("hosts in namespaces need root")
+
 // Refused tells why this user of this machine cannot have hosts, whatever else
 // is installed: no root, no namespaces, no cgroup tree to write to. Machines
 // need none of these.
@@ -90,18 +92,18 @@ func Refused() error {
 		return err
 	}
 	if os.Geteuid() != 0 {
-		return errors.New("the lab's hosts need root; type: sudo -E env PATH=$PATH make test")
+		return errNoRoot
 	}
 	mount, err := cgroupMount()
 	if err != nil {
 		return err
 	}
 	if err := unix.Access(mount, unix.W_OK); err != nil {
-		return fmt.Errorf("the lab's hosts need to write to %s: %w", mount, err)
+		return fmt.Errorf("hosts in namespaces need to write to %s: %w", mount, err)
 	}
 	cmd := exec.Command("unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "--fork", "mount", "-t", "tmpfs", "none", "/tmp")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("the lab's hosts need namespaces, which are refused here: %w: %s", err, tail(string(out), 1))
+		return fmt.Errorf("namespaces are refused here: %w: %s", err, tail(string(out), 1))
 	}
 	return nil
 }
@@ -116,7 +118,10 @@ func checkPlatform() error {
 // Check tells whether this machine can run hosts, or with what it has can make
 // what is missing. The error names what to type.
 func Check() error {
-	if err := Refused(); err != nil {
+	switch err := Refused(); {
+	case errors.Is(err, errNoRoot):
+		return fmt.Errorf("%w; type: sudo -E env PATH=$PATH make test", err)
+	case err != nil:
 		return err
 	}
 	tools := []string{"nsenter"}
@@ -148,7 +153,10 @@ func SetupHosts(ctx context.Context, progress io.Writer) error {
 }
 
 func setupHosts(ctx context.Context, progress io.Writer) (err error) {
-	if err := Refused(); err != nil {
+	switch err := Refused(); {
+	case errors.Is(err, errNoRoot):
+		return fmt.Errorf("%w; type: sudo -E env PATH=$PATH go run ./lab/cmd/lab setup", err)
+	case err != nil:
 		return err
 	}
 	if err := bring(ctx, progress, hostTools); err != nil {

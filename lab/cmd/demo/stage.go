@@ -19,7 +19,7 @@ import (
 type stage interface {
 	lab.Node
 	InstallMicroVM(ctx context.Context, opts lab.MicroVMOptions) error
-	AddVM(ctx context.Context, vm lab.VM) error
+	AddVM(ctx context.Context, vms ...lab.VM) error
 	InstallBlixard(ctx context.Context, dir string, users bool) error
 }
 
@@ -89,6 +89,7 @@ func (d *demo) build(ctx context.Context) error {
 	if err := d.stage.InstallMicroVM(ctx, lab.MicroVMOptions{}); err != nil {
 		return err
 	}
+	vms := []lab.VM{{Name: "loop-1", ExitCode: 1}, {Name: "batch-7", Provenance: lab.Declared}}
 	argv := []string{"systemctl", "start", "--no-block", "microvm@loop-1.service"}
 	for i, g := range []guest{{name: "web-1", hostName: "web-one"}, {name: "db-1", hostName: "db-one"}, {name: "cache-2", hostName: "cache-two"}} {
 		vm := lab.VM{Name: g.name, HostName: g.hostName, MemoryMB: 128, Taps: []string{"vm-" + g.name}, Provenance: lab.Declared}
@@ -99,16 +100,12 @@ func (d *demo) build(ctx context.Context) error {
 				return err
 			}
 		}
-		if err := d.stage.AddVM(ctx, vm); err != nil {
-			return err
-		}
+		vms = append(vms, vm)
 		d.guests = append(d.guests, g)
 		argv = append(argv, "microvm@"+g.name+".service")
 	}
-	for _, vm := range []lab.VM{{Name: "loop-1", ExitCode: 1}, {Name: "batch-7", Provenance: lab.Declared}} {
-		if err := d.stage.AddVM(ctx, vm); err != nil {
-			return err
-		}
+	if err := d.stage.AddVM(ctx, vms...); err != nil {
+		return err
 	}
 	d.step("Starting blixard-monitor under its own unit, then the VMs")
 	if err := d.stage.InstallBlixard(ctx, d.bin, true); err != nil {
@@ -139,7 +136,8 @@ func (d *demo) journal(ctx context.Context) string {
 // command prepares a command on the stage with all its output going to out.
 func (d *demo) command(ctx context.Context, out io.Writer, argv ...string) process {
 	if d.host == nil {
-		c := d.stage.(*lab.Machine).Command(ctx, argv...)
+		// One stream there too, so that lines keep their order.
+		c := d.stage.(*lab.Machine).Command(ctx, append([]string{"sh", "-c", `exec "$@" 2>&1`, "sh"}, argv...)...)
 		c.Stdout, c.Stderr = out, out
 		return c
 	}
