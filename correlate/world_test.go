@@ -32,9 +32,7 @@ type unit struct {
 	code, exit                int32
 	started, changed          time.Time
 	dropIns                   []string
-	// untold says that its properties were not told since they changed.
-	untold bool
-	last   blixard.UnitProperties
+	last                      blixard.UnitProperties
 }
 
 // state moves the unit.
