@@ -231,7 +231,7 @@ func tryLock(name string) (*os.File, error) {
 	// Whether the id could be written does not matter to the lock: on a full
 	// disk the holder is merely not named.
 	if f.Truncate(0) == nil {
-		f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	return f, nil
 }

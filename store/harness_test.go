@@ -143,14 +143,14 @@ func memberUp(t testing.TB) (*Supervisor, MemberConfig) {
 	t.Helper()
 	cfg := newMemberConfig(t)
 	s, _ := supervise(t, SupervisorConfig{Member: cfg, HangAfter: 2 * time.Second, ProbeEvery: 200 * time.Millisecond, RestartMax: 200 * time.Millisecond})
-	awaitMember(t, s, MemberRunning)
+	awaitRunning(t, s)
 	return s, cfg
 }
 
-func awaitMember(t testing.TB, s *Supervisor, state string) {
+func awaitRunning(t testing.TB, s *Supervisor) {
 	t.Helper()
-	await(t, "member "+state, func() error {
-		if st := s.Status(); st.State != state {
+	await(t, "the member", func() error {
+		if st := s.Status(); st.State != MemberRunning {
 			return fmt.Errorf("it is %+v", st)
 		}
 		return nil

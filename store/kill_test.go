@@ -174,7 +174,7 @@ func TestStore_killed(t *testing.T) {
 	k.kill(t, acked)
 
 	sup, _ := supervise(t, SupervisorConfig{Member: member})
-	awaitMember(t, sup, MemberRunning)
+	awaitRunning(t, sup)
 	s, _ := openStore(t, member, func(c *Config) { c.MaxEvents = 1 << 20 })
 	v, err := s.Loaded(t.Context())
 	if err != nil {

@@ -72,9 +72,10 @@ func RunMember(ctx context.Context, cfg MemberConfig, log *slog.Logger) error {
 	debug.SetMemoryLimit(memoryLimit)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// It ends with the process: there is no way to call off reading.
+	// It ends with the process: there is no way to call off reading. An error
+	// is an end like any other.
 	go func() {
-		io.Copy(io.Discard, os.Stdin)
+		_, _ = io.Copy(io.Discard, os.Stdin)
 		cancel()
 	}()
 

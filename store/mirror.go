@@ -98,7 +98,7 @@ func (m *mirror) follow(ctx context.Context, relist bool) error {
 			}
 			sctx, done := context.WithTimeout(ctx, contactEvery/2)
 			// Whether it was asked shows by the answer.
-			m.client.RequestProgress(sctx)
+			_ = m.client.RequestProgress(sctx)
 			done()
 		}
 	}

@@ -31,7 +31,7 @@ func TestStore_diskFull(t *testing.T) {
 	check(t, os.Mkdir(cfg.Dir, 0o700))
 	mountTmpfs(t, cfg.Dir, "size=240m")
 	sup, _ := supervise(t, SupervisorConfig{Member: cfg, HangAfter: 2 * time.Second, ProbeEvery: 100 * time.Millisecond, RestartMax: 200 * time.Millisecond})
-	awaitMember(t, sup, MemberRunning)
+	awaitRunning(t, sup)
 	s, stop := openStore(t, cfg, func(c *Config) { c.Supervisor = sup })
 	n := 0
 	apply := func() error {
@@ -109,7 +109,7 @@ func TestStore_quota(t *testing.T) {
 	cfg := newMemberConfig(t)
 	cfg.QuotaBytes, cfg.CompactAfter = 16<<20, time.Hour
 	sup, _ := supervise(t, SupervisorConfig{Member: cfg, ProbeEvery: 100 * time.Millisecond, RestartMax: 200 * time.Millisecond})
-	awaitMember(t, sup, MemberRunning)
+	awaitRunning(t, sup)
 	s, _ := openStore(t, cfg, func(c *Config) { c.Supervisor = sup; c.MaxEvents = 10 })
 	refused, written := false, 0
 	for i := 0; written < 60; i++ {

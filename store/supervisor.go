@@ -173,17 +173,20 @@ func (s *Supervisor) runOnce(ctx context.Context, delays *backoff.ExponentialBac
 	s.set(MemberStarting, "", c.cmd.Process.Pid)
 	pctx, stopProbing := context.WithCancel(ctx)
 	defer stopProbing()
-	probed := make(chan error, 1)
-	go func() { probed <- s.probe(pctx, c.cmd.Process.Pid, delays) }()
+	probed, done := make(chan error, 1), make(chan struct{})
+	go func() {
+		defer close(done)
+		probed <- s.probe(pctx, c.cmd.Process.Pid, delays)
+	}()
 	select {
 	case <-ctx.Done():
 		s.set(MemberRunning, "ends", c.cmd.Process.Pid)
 		stopProbing()
-		<-probed
+		<-done
 		return c.stop(s.cfg.StopWithin)
 	case <-c.ended:
 		stopProbing()
-		<-probed
+		<-done
 		return s.advise(c.reason())
 	case hung := <-probed:
 		if ctx.Err() != nil {
@@ -410,6 +413,6 @@ func (c *child) stop(within time.Duration) error {
 // that waits for a stalled disk may delay.
 func (c *child) kill() {
 	c.stdin.Close()
-	// The error says that it is gone already.
-	c.cmd.Process.Kill()
+	// An error says that it is gone already.
+	_ = c.cmd.Process.Kill()
 }

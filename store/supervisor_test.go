@@ -27,7 +27,7 @@ func TestSupervisor_Run(t *testing.T) {
 	t.Parallel()
 	cfg := newMemberConfig(t)
 	s, stop := supervise(t, SupervisorConfig{Member: cfg})
-	awaitMember(t, s, MemberRunning)
+	awaitRunning(t, s)
 	st := s.Status()
 	if st.Restarts != 0 || st.PID == 0 || st.Reason != "" {
 		t.Errorf("status %+v", st)
@@ -145,7 +145,7 @@ func TestSupervisor_frozen(t *testing.T) {
 	t.Parallel()
 	cfg := newMemberConfig(t)
 	s, _ := supervise(t, SupervisorConfig{Member: cfg, HangAfter: time.Minute})
-	awaitMember(t, s, MemberRunning)
+	awaitRunning(t, s)
 	st, _ := openStore(t, cfg, nil)
 	mustApply(t, st, blixard.Batch{ID: "first", Commands: []blixard.Command{register("a", blixard.StateRunning)}})
 	pid := s.Status().PID
@@ -199,7 +199,7 @@ func TestSupervisor_reasons(t *testing.T) {
 		"damaged log": {func(m *MemberConfig) []string {
 			command := append([]string{self, "member"}, m.Args()...)
 			s, stop := supervise(t, SupervisorConfig{Member: *m})
-			awaitMember(t, s, MemberRunning)
+			awaitRunning(t, s)
 			raw := rawClient(t, *m)
 			for i := range 50 {
 				_, err := raw.Put(t.Context(), fmt.Sprint("k", i), strings.Repeat("v", 1000))
@@ -258,7 +258,7 @@ func TestSupervisor_waitsForPredecessor(t *testing.T) {
 		return nil
 	})
 	check(t, lock.Close())
-	awaitMember(t, s, MemberRunning)
+	awaitRunning(t, s)
 	if n := s.Status().Restarts; n != 0 {
 		t.Errorf("%d restarts", n)
 	}
@@ -269,7 +269,7 @@ func TestSupervisor_stopKills(t *testing.T) {
 	t.Parallel()
 	cfg := newMemberConfig(t)
 	s, stop := supervise(t, SupervisorConfig{Member: cfg, StopWithin: 200 * time.Millisecond})
-	awaitMember(t, s, MemberRunning)
+	awaitRunning(t, s)
 	pid := s.Status().PID
 	check(t, syscall.Kill(pid, syscall.SIGSTOP))
 	stop()
@@ -304,7 +304,9 @@ func TestRunMember_neverOutlives(t *testing.T) {
 		// Even one that is frozen and sees nothing.
 		check(t, syscall.Kill(pid, syscall.SIGSTOP))
 		check(t, cmd.Process.Kill())
-		cmd.Wait()
+		if err := cmd.Wait(); err == nil {
+			t.Fatal("it was not killed")
+		}
 		await(t, "its end", func() error { return gone(pid) })
 	})
 }

@@ -48,10 +48,11 @@ func (s *Store) keepLease(ctx context.Context) {
 		}
 	}
 	if lease != 0 {
-		// A node that ends in order is not alive; if this fails the lease runs out.
+		// A node that ends in order is not alive; if this fails the lease runs
+		// out.
 		rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
-		s.client.Revoke(rctx, lease)
+		_, _ = s.client.Revoke(rctx, lease)
 	}
 }
 
@@ -76,7 +77,7 @@ func (s *Store) renewLease(ctx context.Context, lease clientv3.LeaseID) clientv3
 		_, err = s.client.Put(ctx, s.keys.alive(s.cfg.Node.ID), string(value), clientv3.WithLease(grant.ID))
 	}
 	if err != nil {
-		s.client.Revoke(ctx, grant.ID)
+		_, _ = s.client.Revoke(ctx, grant.ID)
 		return 0
 	}
 	return grant.ID
