@@ -23,7 +23,8 @@ setup: ## what the lab needs: packages, the hosts' root file system
 	@$(GO) run ./lab/cmd/lab setup
 
 demo: build ## a real host with QEMU guests, one of which breaks
-	@$(GO) run ./lab/cmd/demo -bin bin
+	@$(GO) build -o bin/demo ./lab/cmd/demo
+	@bin/demo -bin bin
 
 test: setup ## everything, the lab included; needs root
 	@$(GO) test -json -count=1 -timeout=20m ./... | $(GO) run ./internal/tally

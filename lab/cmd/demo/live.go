@@ -29,10 +29,6 @@ const (
 
 // liveView leaves a person at a live view until Ctrl-C.
 func (d *demo) liveView(ctx context.Context) error {
-	dir, err := os.Getwd()
-	if err != nil {
-		return err
-	}
 	socket := filepath.Join(d.lab.Dir(), "blixard.sock")
 	var on, more string
 	if d.host != nil {
@@ -53,23 +49,25 @@ func (d *demo) liveView(ctx context.Context) error {
 			return err
 		}
 		defer serving.close()
-		on = "go run ./lab/cmd/demo -on " + commands
+		self, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		on = self + " -on " + commands
 		if _, err := exec.LookPath("curl"); err == nil {
 			more = fmt.Sprintf("    curl --unix-socket %s http://localhost/metrics\n", socket)
 		}
 	}
 	d.step("A live view. Ctrl-C ends it and cleans up. To try meanwhile in another terminal, as the same user:")
 	try := fmt.Sprintf(`
-    cd %[1]s
-    export BLIXARD_ADDR=unix://%[2]s
-    %[3]s/blixard vm show db-1
-    %[3]s/blixard events -f                      # Ctrl-C ends it
-    %[3]s/blixard vm list -o json
-    %[4]s systemctl stop microvm@web-1    # a stop on purpose is no failure
-    %[4]s systemctl start microvm@web-1
-    %[4]s systemctl kill -s KILL microvm@cache-2    # a crash is
-%[5]s
-`, dir, socket, d.bin, on, more)
+    export BLIXARD_ADDR=unix://%[1]s
+    %[2]s/blixard vm show db-1
+    %[2]s/blixard events -f    # Ctrl-C ends it
+    %[2]s/blixard vm list -o json
+    %[3]s systemctl stop microvm@web-1    # a stop on purpose is no failure
+    %[3]s systemctl start microvm@web-1
+    %[3]s systemctl kill -s KILL microvm@cache-2    # a crash is
+%[4]s`, socket, d.bin, on, more)
 	fmt.Fprintln(os.Stderr, try)
 	kept := filepath.Join(d.lab.Dir(), "try")
 	if err := os.WriteFile(kept, []byte(try), 0o600); err != nil {

@@ -8,8 +8,8 @@
 // machine and its VMMs are stand-ins. With -on it runs a command on the machine
 // of a demo that is at its live view.
 //
-//	go run ./lab/cmd/demo [-bin DIR] [-machine]
-//	go run ./lab/cmd/demo -on SOCKET COMMAND...
+//	demo [-bin DIR] [-machine]
+//	demo -on SOCKET COMMAND...
 package main
 
 import (
