@@ -97,8 +97,21 @@ func FuzzCodec_decode(f *testing.F) {
 	}
 	f.Add([]byte("\x02j{}"))
 	f.Fuzz(func(t *testing.T, value []byte) {
-		if e := c.decodeVM(value, vmID("a"), 1); (e.bad == nil) != (e.rec.VMID == vmID("a") && c.decode(value, &blixard.VMRecord{}) == nil) {
-			t.Errorf("entry %+v", e)
+		e := c.decodeVM(value, vmID("a"), 1)
+		if e.rec.VMID != vmID("a") {
+			t.Errorf("record of %q", e.rec.VMID)
+		}
+		if e.bad != nil && e.rec.Epoch+uint64(len(e.rec.Unit)+len(e.rec.Helpers)) != 0 {
+			t.Errorf("taken from a value that cannot be read: %+v", e.rec)
+		}
+		if e.bad == nil {
+			again, err := c.encode(e.rec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if f := c.decodeVM(again, vmID("a"), 1); f.bad != nil || !sameRecord(&e.rec, &f.rec) {
+				t.Errorf("encoded again: %v, %+v", f.bad, f.rec)
+			}
 		}
 		if events, err := c.decodeEvents(value, 7); err == nil {
 			again, err := c.encode(events)

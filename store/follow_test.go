@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -106,6 +107,50 @@ func TestStore_FollowEvents(t *testing.T) {
 	if got := ahead.told(); strings.Contains(got, "a") || strings.Contains(got, "GAP") {
 		t.Errorf("told %q from an index that is yet to come", got)
 	}
+}
+
+// A stream without events says every 15 s that it lives, and a view that nobody
+// confirms becomes stale.
+func TestStore_FollowEvents_quiet(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMirror(nil, keys{DefaultPrefix}, nil)
+		s := &Store{mirror: m}
+		if v := s.View(); v.Stale() == "" || !v.LastContact().IsZero() || v.Index() != 0 {
+			t.Errorf("before anything was read: %q, %s", v.Stale(), v.LastContact())
+		}
+		next := *m.view.Load()
+		next.rev = 7
+		m.publish(&next)
+		m.contact.heard()
+		ctx, cancel := context.WithTimeout(t.Context(), 3*keepAlive+time.Second)
+		defer cancel()
+		begin, frames := time.Now(), 0
+		for f, err := range s.FollowEvents(ctx, blixard.EventQuery{}) {
+			if err != nil {
+				if blixard.ErrorCode(err) != blixard.CodeUnavailable || ctx.Err() == nil {
+					t.Error(err)
+				}
+				break
+			}
+			frames++
+			if f.Event != nil || f.Gap || f.Index != s.Index() || time.Since(begin) != time.Duration(frames)*keepAlive {
+				t.Errorf("frame %+v after %s", f, time.Since(begin))
+			}
+			if frames == 1 {
+				m.contact.heard()
+			} else if s.View().Stale() == "" && frames > 2 {
+				t.Error("not stale without a sign of life")
+			}
+		}
+		if frames != 3 {
+			t.Errorf("%d frames", frames)
+		}
+		m.contact.lose("cut")
+		if got := s.View().Stale(); got != "cut" {
+			t.Errorf("stale: %q", got)
+		}
+	})
 }
 
 // A store that is not the one that the index came from is told as a gap.

@@ -204,6 +204,44 @@ func TestStore_Apply_atOnce(t *testing.T) {
 	}
 }
 
+// A node that was set up anew has another identity and sequence under the same
+// name: the guards of the records alone keep the two from losing writes.
+func TestStore_Apply_twoIdentities(t *testing.T) {
+	t.Parallel()
+	_, member := memberUp(t)
+	const rounds = 30
+	var wg sync.WaitGroup
+	var last *Store
+	for g := range 2 {
+		s, _ := openStore(t, member, func(c *Config) { c.Node.ID = strings.Repeat(fmt.Sprint(g), 32) })
+		last = s
+		wg.Go(func() {
+			for i := range rounds {
+				again := register("a", blixard.StateRunning)
+				again.Readopt = true
+				b := blixard.Batch{ID: fmt.Sprint("b", i), Commands: []blixard.Command{again, blixard.RemoveVM{ID: vmID("a"), RemovedAt: observedAt}}}
+				for {
+					_, err := s.Apply(t.Context(), b)
+					if err == nil {
+						break
+					}
+					if blixard.ErrorCode(err) != blixard.CodeConflict {
+						t.Error(err)
+						return
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	await(t, "every epoch", func() error {
+		if r, ok := last.View().VM(vmID("a")); !ok || r.Epoch != 2*rounds {
+			return fmt.Errorf("the record is %+v, want epoch %d", r, 2*rounds)
+		}
+		return nil
+	})
+}
+
 // The answer to a write is lost; the same batch sent again is written once.
 func TestStore_Apply_lostAnswer(t *testing.T) {
 	t.Parallel()
