@@ -37,7 +37,8 @@ const (
 	// quota at most, before it is written anew at a start.
 	defragBytes = 64 << 20
 	// gcPercent and memoryLimit trade a little of the processor for memory. The
-	// limit is far above what a member needs at rest, so that it never starves.
+	// limit, to which an eighth of the quota is added, is far above what a member
+	// needs at rest, so that it never starves.
 	gcPercent   = 50
 	memoryLimit = 256 << 20
 )
@@ -69,7 +70,7 @@ func RunMember(ctx context.Context, cfg MemberConfig, log *slog.Logger) error {
 		return fmt.Errorf("run member: %w", err)
 	}
 	debug.SetGCPercent(gcPercent)
-	debug.SetMemoryLimit(memoryLimit)
+	debug.SetMemoryLimit(memoryLimit + cfg.QuotaBytes/8)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// It ends with the process: there is no way to call off reading. An error
