@@ -40,7 +40,7 @@ func (d *demo) liveView(ctx context.Context) error {
 			return err
 		}
 		on = fmt.Sprintf("nsenter -t %d -a", pid)
-		more = fmt.Sprintf("    %s curl --unix-socket /run/blixard/blixard.sock http://localhost/metrics\n", on)
+		more = fmt.Sprintf("    %s curl -s --unix-socket /run/blixard/blixard.sock http://localhost/metrics\n", on)
 	} else {
 		machine := d.stage.(*lab.Machine)
 		commands := filepath.Join(d.lab.Dir(), "commands.sock")
@@ -55,7 +55,7 @@ func (d *demo) liveView(ctx context.Context) error {
 		}
 		on = self + " -on " + commands
 		if _, err := exec.LookPath("curl"); err == nil {
-			more = fmt.Sprintf("    curl --unix-socket %s http://localhost/metrics\n", socket)
+			more = fmt.Sprintf("    curl -s --unix-socket %s http://localhost/metrics\n", socket)
 		}
 	}
 	d.step("A live view. Ctrl-C ends it and cleans up. To try meanwhile in another terminal, as the same user:")
