@@ -147,7 +147,7 @@ func makeDiskUnshared(ctx context.Context, dir string) error {
 	defer out.Close()
 	cmd := exec.CommandContext(ctx, "mmdebstrap", append(args, "-")...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 10 * time.Second
+	cmd.WaitDelay = 5 * time.Second
 	var log tailBuffer
 	cmd.Stdout, cmd.Stderr = out, &log
 	if err := cmd.Run(); err != nil {

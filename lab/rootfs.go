@@ -127,7 +127,7 @@ func makeRootFS(ctx context.Context, recipe []string, target string, progress io
 	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
 	// A plain interrupt lets mmdebstrap unmount and remove what it began.
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 10 * time.Second
+	cmd.WaitDelay = 5 * time.Second
 	var log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &log, &log
 	if err := cmd.Run(); err != nil {
