@@ -41,7 +41,7 @@ type guest struct {
 func (d *demo) setUp(ctx context.Context) error {
 	var refused error
 	if d.machine {
-		refused = errors.New("-machine was given")
+		refused = errors.New("-machine says so")
 	} else {
 		refused = lab.Refused()
 	}
@@ -51,9 +51,9 @@ func (d *demo) setUp(ctx context.Context) error {
 			return err
 		}
 	} else {
-		d.step("No host in namespaces: %v", refused)
-		fmt.Fprintln(os.Stderr, "    This shows a QEMU machine with a systemd and a kernel of its own instead. The VMs on it run")
-		fmt.Fprintln(os.Stderr, "    stand-ins for QEMU: a guest within a guest would take minutes to boot. All else is the same.")
+		d.step("Using a QEMU machine: %v", refused)
+		fmt.Fprintln(os.Stderr, "    It has a kernel and a systemd of its own. The VMs on it run stand-ins for QEMU, as a guest within")
+		fmt.Fprintln(os.Stderr, "    a guest would take minutes to boot. All else is the same.")
 		d.step("Preparing the machine (the first time this makes its disk and a snapshot, two to three minutes)")
 		if err := lab.SetupMachines(ctx, os.Stderr); err != nil {
 			return err
