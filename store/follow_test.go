@@ -189,7 +189,9 @@ func TestStore_FollowEvents_compacted(t *testing.T) {
 		_, err := raw.Compact(t.Context(), int64(last/blixard.IndexScale), clientv3.WithCompactPhysical())
 		check(t, err)
 		p.setAway(false)
-		check(t, away.Wait(t.Context(), last))
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		check(t, away.Wait(ctx, last))
 	}
 	cutOff(func() { happen(t, s, "b"); happen(t, s, "c") })
 	f.await(t, "a b c end")

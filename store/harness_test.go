@@ -44,7 +44,8 @@ var roles = map[string]func(ctx context.Context, args []string) error{
 	"daemon": daemonRole,
 }
 
-// daemonRole runs a member as a daemon does and prints its process id.
+// daemonRole runs a member as a daemon does, or another program in its place,
+// and prints its process id.
 func daemonRole(ctx context.Context, args []string) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -52,9 +53,13 @@ func daemonRole(ctx context.Context, args []string) error {
 	}
 	dir := args[0]
 	m := MemberConfig{Dir: filepath.Join(dir, "member"), SocketDir: filepath.Join(dir, "s")}
-	s := NewSupervisor(SupervisorConfig{Member: m, Command: append([]string{self, "member"}, m.Args()...), Logger: slog.New(slog.DiscardHandler)})
+	command := args[1:]
+	if len(command) == 0 {
+		command = append([]string{self, "member"}, m.Args()...)
+	}
+	s := NewSupervisor(SupervisorConfig{Member: m, Command: command, Logger: slog.New(slog.DiscardHandler)})
 	go func() {
-		for s.Status().State != MemberRunning {
+		for s.Status().PID == 0 {
 			runtime.Gosched()
 		}
 		fmt.Println(s.Status().PID)

@@ -291,24 +291,34 @@ func TestRunMember_neverOutlives(t *testing.T) {
 		check(t, stdin.Close())
 		check(t, cmd.Wait())
 	})
-	t.Run("parent killed", func(t *testing.T) {
-		dir := shortDir(t)
-		cmd := exec.Command(self, "daemon", dir)
-		out, err := cmd.StdoutPipe()
-		check(t, err)
-		check(t, cmd.Start())
-		line, err := bufio.NewReader(out).ReadString('\n')
-		check(t, err)
-		pid, err := strconv.Atoi(strings.TrimSpace(line))
-		check(t, err)
-		// Even one that is frozen and sees nothing.
-		check(t, syscall.Kill(pid, syscall.SIGSTOP))
-		check(t, cmd.Process.Kill())
-		if err := cmd.Wait(); err == nil {
-			t.Fatal("it was not killed")
-		}
-		await(t, "its end", func() error { return gone(pid) })
-	})
+	for name, c := range map[string]struct {
+		command []string
+		frozen  bool
+	}{
+		"parent killed": {},
+		// One that sees nothing of it.
+		"frozen, parent killed": {frozen: true},
+		"deaf, parent killed":   {command: []string{"/bin/sh", "-c", "trap '' HUP INT TERM; exec sleep 600"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd := exec.Command(self, append([]string{"daemon", shortDir(t)}, c.command...)...)
+			out, err := cmd.StdoutPipe()
+			check(t, err)
+			check(t, cmd.Start())
+			line, err := bufio.NewReader(out).ReadString('\n')
+			check(t, err)
+			pid, err := strconv.Atoi(strings.TrimSpace(line))
+			check(t, err)
+			if c.frozen {
+				check(t, syscall.Kill(pid, syscall.SIGSTOP))
+			}
+			check(t, cmd.Process.Kill())
+			if err := cmd.Wait(); err == nil {
+				t.Fatal("it was not killed")
+			}
+			await(t, "its end", func() error { return gone(pid) })
+		})
+	}
 }
 
 func TestMemberConfig_Validate(t *testing.T) {
