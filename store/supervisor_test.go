@@ -175,28 +175,28 @@ func TestSupervisor_reasons(t *testing.T) {
 	self, err := os.Executable()
 	check(t, err)
 	for name, c := range map[string]struct {
-		command func(m *MemberConfig) []string
+		command func(t *testing.T, m *MemberConfig) []string
 		want    string
 	}{
-		"no program": {func(*MemberConfig) []string { return []string{"/nonexistent/program"} }, "no such file"},
-		"says why": {func(*MemberConfig) []string {
+		"no program": {func(*testing.T, *MemberConfig) []string { return []string{"/nonexistent/program"} }, "no such file"},
+		"says why": {func(*testing.T, *MemberConfig) []string {
 			return []string{"/bin/sh", "-c", "echo first >&2; echo it cannot >&2; exit 3"}
 		}, "exit status 3: it cannot"},
-		"panics": {func(*MemberConfig) []string {
+		"panics": {func(*testing.T, *MemberConfig) []string {
 			return []string{"/bin/sh", "-c", "echo panic: the disk >&2; echo goroutine 1 >&2; exit 2"}
 		}, "exit status 2: panic: the disk"},
-		"silent": {func(*MemberConfig) []string { return []string{"/bin/false"} }, "exit status 1"},
-		"very loud": {func(*MemberConfig) []string {
+		"silent": {func(*testing.T, *MemberConfig) []string { return []string{"/bin/false"} }, "exit status 1"},
+		"very loud": {func(*testing.T, *MemberConfig) []string {
 			return []string{"/bin/sh", "-c", "head -c 3000000 /dev/zero | tr '\\0' x >&2; yes | head -100000 >&2; echo end >&2; exit 1"}
 		}, "exit status 1: end"},
-		"damaged database": {func(m *MemberConfig) []string {
+		"damaged database": {func(t *testing.T, m *MemberConfig) []string {
 			// Its pages are not those of a database.
 			snap := filepath.Join(etcdDir(m), "member", "snap")
 			check(t, os.MkdirAll(snap, 0o700))
 			check(t, os.WriteFile(filepath.Join(snap, "db"), make([]byte, 64<<10), 0o600))
 			return append([]string{self, "member"}, m.Args()...)
 		}, "invalid database"},
-		"damaged log": {func(m *MemberConfig) []string {
+		"damaged log": {func(t *testing.T, m *MemberConfig) []string {
 			command := append([]string{self, "member"}, m.Args()...)
 			s, stop := supervise(t, SupervisorConfig{Member: *m})
 			awaitRunning(t, s)
@@ -215,16 +215,16 @@ func TestSupervisor_reasons(t *testing.T) {
 			check(t, err)
 			return command
 		}, "its files are damaged: restore them, or stop the daemon and move"},
-		"file in place": {func(m *MemberConfig) []string {
+		"file in place": {func(t *testing.T, m *MemberConfig) []string {
 			check(t, os.MkdirAll(m.Dir, 0o700))
 			check(t, os.WriteFile(etcdDir(m), nil, 0o600))
 			return append([]string{self, "member"}, m.Args()...)
 		}, "not a directory"},
-		"sockets elsewhere": {func(m *MemberConfig) []string {
+		"sockets elsewhere": {func(t *testing.T, m *MemberConfig) []string {
 			check(t, os.Symlink("/tmp", m.SocketDir))
 			return append([]string{self, "member"}, m.Args()...)
 		}, "is not a directory of this user"},
-		"small disk": {func(m *MemberConfig) []string {
+		"small disk": {func(t *testing.T, m *MemberConfig) []string {
 			check(t, os.Mkdir(m.Dir, 0o700))
 			mountTmpfs(t, m.Dir, "size=100m")
 			return append([]string{self, "member"}, m.Args()...)
@@ -232,7 +232,7 @@ func TestSupervisor_reasons(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMemberConfig(t)
-			s, _ := supervise(t, SupervisorConfig{Member: m, Command: c.command(&m)})
+			s, _ := supervise(t, SupervisorConfig{Member: m, Command: c.command(t, &m)})
 			await(t, c.want, func() error {
 				if st := s.Status(); st.State != MemberDown || !strings.Contains(st.Reason, c.want) {
 					return fmt.Errorf("it is %+v", st)
