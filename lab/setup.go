@@ -103,7 +103,7 @@ func Refused() error {
 	}
 	cmd := exec.Command("unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "--fork", "mount", "-t", "tmpfs", "none", "/tmp")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("namespaces are refused here: %w: %s", err, tail(string(out), 1))
+		return fmt.Errorf("namespaces are refused here: %w (%s)", err, tail(string(out), 1))
 	}
 	return nil
 }
