@@ -85,16 +85,20 @@ func (d *demo) liveView(ctx context.Context) error {
 	if err := view.Start(); err != nil {
 		return err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- view.Wait() }()
+	var failed error // valid when ended is closed
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		failed = view.Wait()
+	}()
 	select {
-	case err := <-ended:
+	case <-ended:
 		// Ctrl-C reaches a view on this terminal first.
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(leaveTimeout):
-			return fmt.Errorf("the live view ended: %w", err)
+			return fmt.Errorf("the live view ended: %w", failed)
 		}
 	case <-ctx.Done():
 	}
