@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -164,6 +165,25 @@ func TestHost_Exec(t *testing.T) {
 	if err := errors.Join(in.Close(), cmd.Wait()); err != nil {
 		t.Error(err)
 	}
+	// A signal reaches the command and what it started, on the host.
+	cmd = h.Command(t.Context(), "sh", "-c", "trap 'exit 5' TERM; sleep 4244 & until grep -q sleep /proc/$!/comm; do :; done; echo hello; wait; wait")
+	cmd.Stdout = stdout
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(out, answer); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Signal(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 5 {
+		t.Errorf("a command told to end: %v", err)
+	}
+	await(t, func() bool {
+		_, err := h.Exec(t.Context(), "pgrep", "-f", "^sleep 4244")
+		return err != nil
+	})
 }
 
 func TestHost_CopyIn(t *testing.T) {

@@ -379,4 +379,14 @@ func TestMachine_Crash(t *testing.T) {
 	if m.Running() {
 		t.Error("it runs after Stop")
 	}
+	// The other one ends with its lab.
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if machines[1].Running() {
+		t.Error("it runs after its lab was closed")
+	}
+	if _, err := l.AddMachine(ctx, "m3", lab.MachineOptions{}); err == nil {
+		t.Error("a closed lab took a machine")
+	}
 }
