@@ -79,6 +79,39 @@ func (r *rawSignals) watch(ctx context.Context, names []string) error {
 	return nil
 }
 
+// calls are the medians of what a monitor must ask after a signal, with nothing
+// else going on: the unit's row, which systemd finds by comparing all names, and
+// its properties.
+func (r *rawSignals) calls(ctx context.Context, name string) (row, properties float64, err error) {
+	const times = 20
+	manager := r.conn.Object(busName, "/org/freedesktop/systemd1")
+	var path dbus.ObjectPath
+	if err := manager.CallWithContext(ctx, busManager+".GetUnit", 0, vmUnit(name)).Store(&path); err != nil {
+		return 0, 0, fmt.Errorf("find unit of %s: %w", name, err)
+	}
+	timed := func(call func() *dbus.Call) (float64, error) {
+		var took []float64
+		for range times {
+			start := time.Now()
+			if err := call().Err; err != nil {
+				return 0, fmt.Errorf("ask about %s: %w", name, err)
+			}
+			took = append(took, milliseconds(time.Since(start)))
+		}
+		return median(took), nil
+	}
+	row, err = timed(func() *dbus.Call {
+		return manager.CallWithContext(ctx, busManager+".ListUnitsByPatterns", 0, []string{}, []string{vmUnit(name)})
+	})
+	if err != nil {
+		return 0, 0, err
+	}
+	properties, err = timed(func() *dbus.Call {
+		return r.conn.Object(busName, path).CallWithContext(ctx, busProperties+".GetAll", 0, "")
+	})
+	return row, properties, err
+}
+
 // gone tells of which VM a signal says that it is active no more.
 func (r *rawSignals) gone(sig *dbus.Signal) (string, bool) {
 	if sig.Name != signalChanged || len(sig.Body) < 2 {
@@ -173,6 +206,11 @@ func measureKill(ctx context.Context, b *bench) ([]result, error) {
 		return nil, context.Cause(ctx)
 	}
 
+	row, properties, err := raw.calls(ctx, s.vms[0])
+	if err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(b.log, "asked on the quiet bus for one unit: its row %.2f ms, its properties %.2f ms (p50)\n", row, properties)
 	var byAPI, byBus []float64
 	for burst := range bursts {
 		names := s.vms[burst*killsABurst : (burst+1)*killsABurst]
